@@ -1,0 +1,74 @@
+# Each target works from nothing: what it needs is installed, prepared or built on the way, once.
+# PYTHON=python3.12 chooses another Python. TORCH=... is what pip is given for PyTorch first, such as a wheel file or
+# `torch --index-url URL` for one of PyTorch's own indexes (CPU only, or a CUDA version).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?=
+SAMPLE := indexes/sample/manifest.json
+CHAT_MODEL := models/smollm2-135m/config.json
+ENCODER := models/minilm/config.json
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup chat serve test check bench format clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make chat    talk to a model that answers from the sample library"
+	@echo "make serve   the same bot over HTTP on 127.0.0.1:8000"
+	@echo "make test    all tests      make check  lint and types      make bench  speed, beside its peers"
+	@echo "make setup   install only   make format  tidy the code      make clean  remove what was made"
+
+# All that is only progress goes to stderr, so that the output of `make -s chat` is the answers alone.
+$(VENV)/.base: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (a minute or two) ..." >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >&2
+	@$(if $(TORCH),$(INSTALL) --quiet $(TORCH) >&2,true)
+	@$(INSTALL) --quiet --editable . >&2
+	@touch $@
+
+$(VENV)/.server: $(VENV)/.base
+	@$(INSTALL) --quiet --editable ".[server]" >&2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.server
+	@echo "Installing what the tests need ..." >&2
+	@$(INSTALL) --quiet --editable ".[server,dev]" >&2
+	@touch $@
+
+$(CHAT_MODEL): | $(VENV)/.base
+	@$(BIN)/python tools/prepare_model.py smollm2-135m
+
+$(ENCODER): | $(VENV)/.base
+	@$(BIN)/python tools/prepare_model.py minilm
+
+$(SAMPLE): $(shell find docs -type f -name '*.*') README.md | $(ENCODER)
+	@$(BIN)/python -m retrieval build docs README.md CONTRIBUTING.md CHANGELOG.md --index $(@D) >&2
+
+setup: $(VENV)/.dev $(CHAT_MODEL) $(ENCODER)
+
+chat: $(VENV)/.base $(CHAT_MODEL) $(SAMPLE)
+	@$(BIN)/python chatbot/bot.py --index $(dir $(SAMPLE)) $(ARGS)
+
+serve: $(VENV)/.server $(CHAT_MODEL) $(SAMPLE)
+	@$(BIN)/python -m chatbot.server --index $(dir $(SAMPLE)) $(ARGS)
+
+test: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
+	$(BIN)/python -m tools.bench.generation
+	$(BIN)/python -m tools.bench.startup
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) models indexes build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,59 @@
+"""From command-line options to a Bot: the one place where model, documents and moderation are put together.
+
+Cheap checks come before slow loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chatbot.batch import load_examples
+from chatbot.core import Bot
+from chatbot.engines import LoadOptions, open_engine
+from chatbot.engines.base import ChatModel, Generation
+from chatbot.prompting import LAYOUTS, PromptAssembler
+from moderation.types import Moderator
+from retrieval.types import Searcher
+
+_GENERATION = ("max_tokens", "sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+_LOADING = ("device", "gpu_id", "gpu_vram", "cpu_ram", "load_in_8bit", "load_in_4bit", "dtype", "template")
+
+
+def open_bot(options: Mapping[str, Any]) -> Bot:
+    """A bot as `options` (the names of bot.py's flags) say. Raises ValueError, the cheap checks first."""
+    generation = Generation(**{name: options[name] for name in _GENERATION})
+    if options["layout"] not in LAYOUTS:
+        raise ValueError(f"unknown layout '{options['layout']}'; choose one of: {', '.join(LAYOUTS)}")
+    examples = load_examples(options["few_shot"]) if options["few_shot"] else ()
+    retriever = open_index(options) if options["retrieval"] else None
+    model = load_model(options["model"], options)
+    if generation.max_tokens >= model.context_length:
+        limit = model.context_length
+        raise ValueError(f"--max-tokens {generation.max_tokens} must be below the model's context of {limit}")
+    assembler = PromptAssembler(
+        model.count_tokens, model.context_length, options["system"], examples, options["layout"]
+    )
+    return Bot(model, assembler, retriever, open_moderator(options), generation, options["k"], options["floor"])
+
+
+def load_model(name: str, options: Mapping[str, Any]) -> ChatModel:
+    """The chat model called `name`, loaded as the options say."""
+    loading = LoadOptions(**{key: options[key] for key in _LOADING})
+    return open_engine(options["engine"], name, loading)
+
+
+def open_index(options: Mapping[str, Any]) -> Searcher:
+    """The retrieval index that the options name."""
+    from retrieval.retriever import Retriever
+
+    return Retriever.open(options["index"], encoder=options["encoder"], device=options["device"])
+
+
+def open_moderator(options: Mapping[str, Any]) -> Moderator | None:
+    """The moderator that the options name, or None where moderation is off."""
+    if not options["moderation"]:
+        return None
+    from moderation.moderator import open_moderator as open_
+
+    return open_(options["moderation_model"], options["moderation_policy"], options["device"])

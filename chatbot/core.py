@@ -1,0 +1,223 @@
+"""Bot: moderate -> retrieve -> assemble -> stream -> moderate. It holds no history: a conversation comes in each time.
+
+`prepare` decides everything that can be decided before a token is generated, so that it can be looked at;
+`stream` then generates; `reply` is both at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from chatbot.conversation import Conversation
+from chatbot.engines.base import ChatModel, Delta, FinishReason, Generation, Usage
+from chatbot.prompting import Prompt, PromptAssembler
+from chatbot.streaming import sentences
+from moderation.types import Moderator, Verdict
+from retrieval.types import Hit, Searcher
+
+NOT_IN_DOCUMENTS = "The documents do not say. (No passage is close enough to the question.)"
+NO_USAGE = Usage(0, 0)
+DEFAULT_GENERATION = Generation()
+NUM_CONTEXT_MESSAGES = 6  # how far back a follow-up question is searched with its conversation
+
+
+@dataclass(frozen=True)
+class Turn:
+    """All that will happen, before a token is generated.
+
+    Where `answer` is set no model runs: it is a refusal (`blocked`) or says that the documents do not answer.
+    `conversation` is what came in, its newest message carrying the passages that go into the prompt.
+    """
+
+    conversation: Conversation
+    generation: Generation
+    prompt: Prompt | None = None
+    verdict: Verdict | None = None
+    answer: str | None = None
+    blocked: bool = False
+
+    @property
+    def sources(self) -> tuple[Hit, ...]:
+        """The passages that the model is shown, in the order of their numbers [1], [2], ..."""
+        return self.prompt.used if self.prompt else ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer. `verdicts` maps a direction (input, output) to what moderation said, where it ran."""
+
+    text: str
+    sources: tuple[Hit, ...] = ()
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    usage: Usage = NO_USAGE
+    finish_reason: FinishReason = "stop"
+    blocked: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer; the pieces of a stream, joined, are `Reply.text`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know that is not part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a stream."""
+
+    reply: Reply
+
+
+Event = Text | Notice | Done
+
+
+@dataclass(frozen=True)
+class Bot:
+    """A chat model with what surrounds it. `retriever` and `moderator` are optional.
+
+    `k` passages are looked for. A search whose best score is below `floor` (None: the index's own, 0: never) is
+    answered with `NOT_IN_DOCUMENTS`, without running the model.
+    """
+
+    model: ChatModel
+    assembler: PromptAssembler
+    retriever: Searcher | None = None
+    moderator: Moderator | None = None
+    generation: Generation = DEFAULT_GENERATION
+    k: int = 3
+    floor: float | None = None
+
+    def prepare(self, conversation: Conversation) -> Turn:
+        """Moderate the newest message, retrieve for it, and assemble the prompt.
+
+        Raises ValueError where the newest message is not the user's or nothing can fit.
+        """
+        verdict = None
+        if self.moderator is not None:
+            verdict = self.moderator.check([conversation.last.content], "input")[0]
+            if verdict.action == "block":
+                refusal = self.moderator.refusal
+                return Turn(conversation, self.generation, verdict=verdict, answer=refusal, blocked=True)
+        hits: list[Hit] = []
+        if self.retriever is not None and not is_small_talk(conversation.last.content):
+            hits = self._search(self.retriever, conversation)
+            if not hits:
+                return Turn(conversation, self.generation, verdict=verdict, answer=NOT_IN_DOCUMENTS)
+        prompt = self.assembler.assemble(conversation, hits, self.generation.max_tokens)
+        passages = tuple(hit.passage for hit in prompt.used)
+        return Turn(conversation.with_last(passages=passages), self.generation, prompt, verdict)
+
+    def _search(self, retriever: Searcher, conversation: Conversation) -> list[Hit]:
+        """Hits at or above the floor, best first."""
+        earlier = conversation.messages[:-1][-NUM_CONTEXT_MESSAGES:]
+        context = "\n".join(message.content for message in earlier if message.role == "user")
+        hits = retriever.search([conversation.last.content], self.k, [context])[0]
+        floor = retriever.floor if self.floor is None else self.floor
+        return [hit for hit in hits if hit.score >= floor]
+
+    def stream(self, turn: Turn) -> Iterator[Event]:
+        """Generate the answer. Closing the iterator stops the model; `Done` comes last otherwise."""
+        verdicts = {"input": turn.verdict} if turn.verdict else {}
+        yield from _notices("your message", turn.verdict)
+        if turn.answer is not None or turn.prompt is None:
+            fixed = turn.answer or ""
+            yield Text(fixed)
+            yield Done(Reply(fixed, verdicts=verdicts, blocked=turn.blocked))
+            return
+        if str(turn.prompt.dropped):
+            yield Notice(str(turn.prompt.dropped))
+        answer = _Answer(self.model.stream(turn.prompt.conversation, turn.generation), self.moderator)
+        yield from answer.events()
+        if answer.verdict:
+            verdicts["output"] = answer.verdict
+        yield from _notices("the answer", answer.verdict)
+        usage = answer.last.usage or NO_USAGE
+        reason = answer.last.finish_reason or "stop"
+        yield Done(Reply(answer.text, turn.sources, verdicts, usage, reason, answer.blocked))
+
+    def reply(self, conversation: Conversation) -> Reply:
+        """The whole answer at once; the same text as the stream's."""
+        for event in self.stream(self.prepare(conversation)):
+            if isinstance(event, Done):
+                return event.reply
+        raise RuntimeError("the stream ended without Done")
+
+
+class _Answer:
+    """One answer on its way out: collects the text, and lets nothing pass that moderation may still block."""
+
+    def __init__(self, deltas: Iterator[Delta], moderator: Moderator | None) -> None:
+        self.text = ""
+        self.last = Delta("")
+        self.verdict: Verdict | None = None
+        self.blocked = False
+        self._deltas, self._moderator = deltas, moderator
+
+    def events(self) -> Iterator[Text]:
+        """The text that may be shown."""
+        if self._moderator is None:
+            yield from self._pass(self._pieces())
+        elif self._moderator.can_block("output"):
+            yield from self._checked(self._moderator)
+        else:
+            yield from self._pass(self._pieces())
+            self.verdict = self._moderator.check([self.text], "output")[0]
+
+    def _pass(self, pieces: Iterator[str]) -> Iterator[Text]:
+        for piece in pieces:
+            self.text += piece
+            yield Text(piece)
+
+    def _checked(self, moderator: Moderator) -> Iterator[Text]:
+        """Sentence-sized pieces, each judged together with all that came before it, before it is shown."""
+        for piece in sentences(self._pieces()):
+            self.verdict = moderator.check([self.text + piece], "output")[0]
+            if self.verdict.action == "block":
+                self.blocked = True
+                refusal = f"\n\n{moderator.refusal}" if self.text else moderator.refusal
+                yield from self._pass(iter([refusal]))
+                return
+            yield from self._pass(iter([piece]))
+
+    def _pieces(self) -> Iterator[str]:
+        """Non-empty text, without the white space that many templates leave before an answer."""
+        started = False
+        for delta in self._deltas:
+            self.last = delta
+            piece = delta.text if started else delta.text.lstrip()
+            if piece:
+                started = True
+                yield piece
+
+
+def _notices(what: str, verdict: Verdict | None) -> Iterator[Notice]:
+    if verdict is None or not (verdict.flagged or verdict.error):
+        return
+    if verdict.error:
+        yield Notice(f"moderation of {what} failed: {verdict.error}")
+    if verdict.labels:
+        scored = ", ".join(f"{label} {verdict.scores.get(label) or 0:.2f}" for label in verdict.labels)
+        yield Notice(f"moderation: {what}: {verdict.action} ({scored})")
+
+
+_SMALL_TALK = re.compile(
+    r"(hi|hello|hey|hallo|good (morning|afternoon|evening|night)|thanks?( you)?( (so|very) much)?|thx|bye|goodbye|"
+    r"see you|ok(ay)?|great|nice|cool|how are you( doing)?( today)?|who are you|what can you do|nice to meet you)"
+    r"( (there|bot|parley|everyone|all|then|again))?",
+    re.IGNORECASE,
+)
+
+
+def is_small_talk(text: str) -> bool:
+    """True for greetings, thanks and their like: nothing to look up, so no documents are asked."""
+    clauses = [clause.strip() for clause in re.split(r"[.,!?;:\n]+", text) if clause.strip()]
+    return all(_SMALL_TALK.fullmatch(clause) for clause in clauses)

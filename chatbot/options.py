@@ -1,0 +1,84 @@
+"""The command-line flags that say which bot to open: shared by the shell (bot.py) and the server (server.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from common.files import home
+
+DEFAULT_MODEL = "smollm2-135m"
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _gpu_vram(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
+    """`0:10,1:8` -> ((0, 10.0), (1, 8.0))."""
+    pairs = []
+    for each in ",".join(values).split(",") if values else []:
+        gpu, colon, gib = each.strip().partition(":")
+        if not (colon and gpu.isdigit() and gib.replace(".", "", 1).isdigit() and float(gib) > 0):
+            raise click.BadParameter(f"'{each}' is not ID:GiB, such as 0:10")
+        pairs.append((int(gpu), float(gib)))
+    return tuple(pairs)
+
+
+_OPTIONS = (
+    # The model
+    click.option("--model", default=DEFAULT_MODEL, help="Known name, model directory, or Hugging Face id."),
+    click.option("--engine", default="transformers", help="transformers or echo."),
+    click.option("--template", help="Chat template instead of the model's own: human-bot, human-assistant, vicuna ..."),
+    click.option("--device", help="cpu, cuda:1, mps ...  [default: the first GPU, else the CPU]"),
+    click.option("--gpu-id", type=click.IntRange(min=0), help="The CUDA GPU to use."),
+    click.option(
+        "-g", "--gpu-vram", multiple=True, callback=_gpu_vram, metavar="ID:GiB", help="Spread over GPUs: 0:10,1:8."
+    ),
+    click.option("-r", "--cpu-ram", type=click.FloatRange(min=0), metavar="GiB", help="With -g: room on the CPU."),
+    click.option("--load-in-8bit", is_flag=True, help="Quantise to 8 bits (CUDA, bitsandbytes)."),
+    click.option("--load-in-4bit", is_flag=True, help="Quantise to 4 bits (CUDA, bitsandbytes)."),
+    click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16."),
+    # The documents
+    click.option("--retrieval/--no-retrieval", default=None, help="Answer from documents.  [default: with --index]"),
+    click.option("--index", type=click.Path(path_type=Path), help="Index directory.  [default: indexes/sample]"),
+    click.option("--encoder", help="Encoder for the index.  [default: the one it was built with]"),
+    click.option("--k", type=click.IntRange(min=1), default=3, help="Passages to look for."),
+    click.option("--floor", type=float, help="Weaker hits count as nothing found; 0: never.  [default: the index's]"),
+    click.option("--layout", default="latest", help="Passages in the latest turn only, or kept in all."),
+    # The prompt and the answer
+    click.option("--system", default="", help="System prompt."),
+    click.option("--few-shot", type=FILE, help="JSON file of [[user, assistant], ...] that opens every conversation."),
+    click.option("--max-tokens", type=int, default=256, help="Longest answer."),
+    click.option("--sample/--no-sample", default=False, help="Draw tokens by chance, or take the most likely."),
+    click.option("--temperature", type=float, default=0.6, help="When sampling: below 1 is more predictable."),
+    click.option("--top-k", type=int, default=40, help="When sampling: from so many tokens; 0 for all."),
+    click.option("--top-p", type=float, default=1.0, help="When sampling: from the likeliest with this total."),
+    click.option("--repetition-penalty", type=float, default=1.0, help="Above 1 discourages repeating (also quotes)."),
+    click.option("--seed", type=int, help="Makes sampling repeatable."),
+    # Moderation
+    click.option("--moderation/--no-moderation", default=None, help="Check both ways.  [default: with a model]"),
+    click.option("--moderation-model", help="Text classification model: directory or Hugging Face id."),
+    click.option("--moderation-policy", type=FILE, help="YAML policy.  [default: warn at 0.5]"),
+)
+
+
+def bot_options(command: _Command) -> _Command:
+    """Give a click command all of these flags."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Fill in what follows from other flags, in place; ValueError where two contradict each other."""
+    if options["retrieval"] is None:
+        options["retrieval"] = options["index"] is not None
+    if options["index"] is None:
+        options["index"] = home() / "indexes" / "sample"
+    if options["moderation"] is None:
+        options["moderation"] = options["moderation_model"] is not None
+    if options["moderation"] and options["moderation_model"] is None:
+        raise ValueError("--moderation needs a classifier; give one with --moderation-model")

@@ -1,0 +1,88 @@
+"""The bot over HTTP, for OpenAI's clients: POST /v1/chat/completions (also streaming), GET /v1/models, GET /health.
+
+Run: python -m chatbot.server --index indexes/sample
+     curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+          -d '{"messages": [{"role": "user", "content": "Where is Zurich?"}]}'
+
+It listens on this machine only, unless --host says otherwise. One answer is made at a time; others wait their turn.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chatbot import api
+from chatbot.core import Bot
+from chatbot.options import bot_options, check_options
+from common.cli import OneLineCommand
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def create_app(bot: Bot) -> FastAPI:
+    """The web application around one bot. Needs the `server` extra."""
+    from fastapi import Body, FastAPI
+    from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+    app = FastAPI(title="Parley", docs_url=None, redoc_url=None)
+    one_at_a_time = threading.Lock()  # the model holds its state while it generates
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        return api.list_models(bot)
+
+    # A plain function, not a coroutine: FastAPI runs it in a thread, and generation does not block other requests.
+    @app.post("/v1/chat/completions")
+    def chat_completions(body: Any = Body(default=None)) -> Response:  # noqa: B008  # FastAPI's way
+        if not isinstance(body, dict):
+            return JSONResponse(api.error_body("the request must be a JSON object"), status_code=400)
+        try:
+            with one_at_a_time:
+                request = api.read_request(bot, body)
+                if not request.stream:
+                    return JSONResponse(api.complete(request))
+        except ValueError as error:
+            return JSONResponse(api.error_body(str(error)), status_code=400)
+        return StreamingResponse(_events(request, one_at_a_time), media_type="text/event-stream")
+
+    return app
+
+
+def _events(request: api.Request, one_at_a_time: threading.Lock) -> Iterator[str]:
+    """Server-sent events. A client that goes away closes the iterator, which stops the model."""
+    with one_at_a_time:
+        for chunk in api.stream(request):
+            yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+@click.command(cls=OneLineCommand, context_settings={"show_default": True, "max_content_width": 110})
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on.")
+@bot_options
+def cli(host: str, port: int, **options: Any) -> None:
+    """Serve the bot over HTTP, as OpenAI's clients expect it."""
+    check_options(options)
+    try:
+        import uvicorn
+    except ImportError:
+        raise ValueError("the server needs more packages; install them with: pip install 'parley[server]'") from None
+    from chatbot.assembly import open_bot
+
+    app = create_app(open_bot(options))
+    click.echo(f"Parley on http://{host}:{port}/v1 (Ctrl-C ends)", err=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    cli()

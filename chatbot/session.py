@@ -1,0 +1,268 @@
+"""Session: one person's conversation with a bot, and what is kept of it. No terminal here; the shell prints.
+
+After each turn the conversation, the prompt/response pairs and the ratings are on disk, where files were named for
+them, so that an interrupt loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from chatbot.conversation import Conversation, load_conversations, save_conversations
+from chatbot.core import Bot, Done, Event, Notice, Reply, Text, Turn
+from chatbot.engines.base import ChatModel, Generation
+from chatbot.prompting import LAYOUTS
+from common.files import append_json_line, write_json
+from retrieval.types import Hit, Searcher
+
+Rating = Literal["good", "bad", "edit"]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where things are kept; None: not kept."""
+
+    save: Path | None = None
+    pairs: Path | None = None
+    feedback: Path | None = None
+
+
+class Session:
+    """A bot, a conversation, and the commands that change them. User mistakes raise ValueError."""
+
+    def __init__(self, bot: Bot, files: Files = Files()) -> None:  # frozen
+        self.bot = bot
+        self.files = files
+        self.conversation = Conversation()
+        self.turn: Turn | None = None  # the newest exchange, as prepared
+        self.reply: Reply | None = None  # and as answered (partly, when it was stopped)
+        self._retriever = bot.retriever
+        self._pairs: list[tuple[str, str]] = []
+
+    # Talking ----------------------------------------------------------------------------------------------------
+
+    def ask(self, text: str) -> Iterator[Event]:
+        """Say `text` and stream the answer; both join the conversation, unless moderation blocked the message."""
+        if not text.strip():
+            raise ValueError("nothing to say; type a message")
+        yield from self._answer(self.conversation.add("user", text), self.bot)
+
+    def regenerate(self) -> Iterator[Event]:
+        """Answer the newest user message again. Greedy decoding would repeat itself, so this samples."""
+        place = self._last_question()
+        bot = self.bot
+        if bot.generation.greedy:
+            temperature = bot.generation.temperature or Generation.temperature
+            bot = replace(bot, generation=replace(bot.generation, sample=True, temperature=temperature))
+            yield Notice(f"sampling at temperature {temperature:g}, since greedy decoding would repeat the answer")
+        asked = self.conversation.messages[place]
+        yield from self._answer(self.conversation.upto(place).add("user", asked.content), bot)
+
+    def _answer(self, conversation: Conversation, bot: Bot) -> Iterator[Event]:
+        turn = bot.prepare(conversation)
+        said = ""
+        reply: Reply | None = None
+        events = bot.stream(turn)
+        try:
+            for event in events:
+                if isinstance(event, Text):
+                    said += event.text
+                elif isinstance(event, Done):
+                    reply = event.reply
+                yield event
+        finally:
+            # Also runs when the user stops the answer: what was said until then stays in the conversation.
+            self.turn, self.reply = turn, reply or Reply(said, turn.sources, blocked=turn.blocked)
+            if not turn.blocked:
+                self.conversation = turn.conversation.add("assistant", said) if said else turn.conversation
+            self._keep(turn, said)
+
+    def complete(self, prompt: str) -> Iterator[Event]:
+        """Plain continuation of `prompt`: no template, no history, no documents; moderation stays out of it."""
+        said = ""
+        try:
+            for delta in self.bot.model.complete(prompt, self.bot.generation):
+                said += delta.text
+                yield Text(delta.text)
+        finally:
+            self._keep_pair(prompt, said)
+        yield Done(Reply(said, usage=delta.usage or Reply("").usage, finish_reason=delta.finish_reason or "stop"))
+
+    # Keeping ----------------------------------------------------------------------------------------------------
+
+    def _keep(self, turn: Turn, said: str) -> None:
+        if self.files.save and self.conversation.messages:
+            self.save(self.files.save)
+        if turn.prompt is not None and said:
+            self._keep_pair(self.bot.model.render(turn.prompt.conversation), said)
+
+    def _keep_pair(self, prompt: str, response: str) -> None:
+        if self.files.pairs:
+            self._pairs.append((prompt, response))
+            write_json(self.files.pairs, self._pairs)
+
+    def save(self, path: Path) -> None:
+        """Write the conversation, its system message first, as one line of JSON."""
+        system = Conversation()
+        if self.bot.assembler.system:
+            system = system.add("system", self.bot.assembler.system)
+        save_conversations(path, [Conversation((*system.messages, *self.conversation.messages))])
+
+    def load(self, path: Path) -> None:
+        """Go on with the last conversation in `path`; a system message at its start becomes the system prompt."""
+        found = load_conversations(path)
+        if not found:
+            raise ValueError(f"{path}: holds no conversation")
+        messages = found[-1].messages
+        if messages and messages[0].role == "system":
+            self.set_system(messages[0].content)
+            messages = messages[1:]
+        self.reset()
+        self.conversation = Conversation(messages)
+
+    def rate(self, rating: Rating, reason: str = "", edit: str | None = None) -> Path:
+        """Append the newest exchange, with its prompt and passages, to the feedback file; returns the file."""
+        if self.files.feedback is None:
+            raise ValueError("no feedback file; start with --feedback FILE")
+        if self.turn is None or self.reply is None or not self.reply.text:
+            raise ValueError("there is no answer to rate yet")
+        prompt = self.turn.prompt
+        record: dict[str, Any] = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "rating": rating,
+            "reason": reason,
+            "messages": self.turn.conversation.to_dicts(),
+            "passages": [asdict(hit.passage) | {"score": hit.score} for hit in self.reply.sources],
+            "answer": self.reply.text,
+            "edit": edit,
+            "prompt": self.bot.model.render(prompt.conversation) if prompt else None,
+            "model": self.bot.model.name,
+            "settings": asdict(self.turn.generation) | {"system": self.bot.assembler.system, "k": self.bot.k},
+        }
+        append_json_line(self.files.feedback, record)
+        return self.files.feedback
+
+    # Changing ---------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget the conversation; system prompt, examples and settings stay."""
+        self.conversation, self.turn, self.reply = Conversation(), None, None
+
+    def undo(self) -> str:
+        """Take back the newest user message and its answer; returns that message."""
+        place = self._last_question()
+        text = self.conversation.messages[place].content
+        self.conversation, self.turn, self.reply = self.conversation.upto(place), None, None
+        if self.files.save:
+            self.save(self.files.save)
+        return text
+
+    def edit(self, text: str) -> None:
+        """Put `text` in the place of the newest answer; the change is kept as feedback where a file is named."""
+        if not self.conversation.messages or self.conversation.last.role != "assistant":
+            raise ValueError("there is no answer to edit yet")
+        if not text.strip():
+            raise ValueError("the new answer is empty; give its text")
+        if self.files.feedback and self.turn is not None:
+            self.rate("edit", edit=text)
+        self.conversation = self.conversation.with_last(content=text)
+        if self.files.save:
+            self.save(self.files.save)
+
+    def set_system(self, text: str) -> None:
+        """Change the system prompt ('' for none) from the next message on."""
+        self.bot = replace(self.bot, assembler=replace(self.bot.assembler, system=text))
+
+    def set_model(self, model: ChatModel) -> None:
+        """Go on with another model."""
+        assembler = replace(self.bot.assembler, count=model.count_tokens, context_length=model.context_length)
+        self.bot = replace(self.bot, model=model, assembler=assembler)
+
+    @property
+    def has_index(self) -> bool:
+        """True where an index was opened, in use or not."""
+        return self._retriever is not None
+
+    def set_retriever(self, retriever: Searcher) -> None:
+        """Answer from this index."""
+        self._retriever = retriever
+        self.bot = replace(self.bot, retriever=retriever)
+
+    def set_retrieval(self, on: bool) -> None:
+        """Switch the index on or off; ValueError where none was ever opened."""
+        if on and self._retriever is None:
+            raise ValueError("no index is open; start with --index DIR")
+        self.bot = replace(self.bot, retriever=self._retriever if on else None)
+
+    def search(self, query: str) -> list[Hit]:
+        """What retrieval finds for `query`, floor or not."""
+        if self._retriever is None:
+            raise ValueError("no index is open; start with --index DIR")
+        if not query.strip():
+            raise ValueError("nothing to search for; give a query")
+        return self._retriever.search([query], self.bot.k)[0]
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every setting that `set_hyperparameters` knows, with its value."""
+        own = {"k": self.bot.k, "floor": self.bot.floor, "layout": self.bot.assembler.layout}
+        return asdict(self.bot.generation) | own
+
+    def set_hyperparameters(self, assignments: Sequence[str]) -> None:
+        """Each `name=value`. All are checked before any takes effect."""
+        generation, bot = self.bot.generation, self.bot
+        for assignment in assignments:
+            name, equals, value = assignment.partition("=")
+            if not equals:
+                raise ValueError(f"'{assignment}' is not name=value")
+            if name in {field.name for field in fields(Generation)}:
+                generation = replace(generation, **{name: _parse(name, value)})
+            elif name == "k":
+                bot = replace(bot, k=_at_least_one(name, _number(name, value, int)))
+            elif name == "floor":
+                bot = replace(bot, floor=None if value == "none" else _number(name, value, float))
+            elif name == "layout":
+                if value not in LAYOUTS:
+                    raise ValueError(f"unknown layout '{value}'; choose one of: {', '.join(LAYOUTS)}")
+                bot = replace(bot, assembler=replace(bot.assembler, layout=value))
+            else:
+                raise ValueError(f"unknown setting '{name}'; choose one of: {', '.join(self.hyperparameters())}")
+        if generation.max_tokens >= bot.assembler.context_length:
+            limit = bot.assembler.context_length
+            raise ValueError(f"max_tokens={generation.max_tokens} must be below the model's context of {limit}")
+        self.bot = replace(bot, generation=generation)
+
+    def _last_question(self) -> int:
+        place = self.conversation.last_index("user")
+        if place is None:
+            raise ValueError("nothing has been said yet")
+        return place
+
+
+def _parse(name: str, value: str) -> Any:
+    """The value of a Generation field from text."""
+    if name == "sample":
+        if value not in {"on", "off", "true", "false"}:
+            raise ValueError(f"sample={value} must be on or off")
+        return value in {"on", "true"}
+    if name == "stop":
+        return tuple(value.split(",")) if value else ()
+    if name == "seed" and value == "none":
+        return None
+    return _number(name, value, int if name in {"max_tokens", "top_k", "seed"} else float)
+
+
+def _number(name: str, value: str, kind: type[int] | type[float]) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name}={value} must be a {'whole ' if kind is int else ''}number") from None
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1")
+    return value

