@@ -51,6 +51,8 @@ def read_request(bot: Bot, body: Mapping[str, Any]) -> Request:
         raise ValueError("the last message must be the user's")
     configured = replace(bot, generation=_generation(bot.generation, body))
     options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"stream_options={options!r} must be an object")
     return Request(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),

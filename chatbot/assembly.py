@@ -45,9 +45,11 @@ def load_model(name: str, options: Mapping[str, Any]) -> ChatModel:
 
 def open_index(options: Mapping[str, Any]) -> Searcher:
     """The retrieval index that the options name."""
+    from retrieval.encoders import open_encoder
     from retrieval.retriever import Retriever
 
-    return Retriever.open(options["index"], encoder=options["encoder"], device=options["device"])
+    encoder = open_encoder(options["encoder"], options["device"]) if options["encoder"] else None
+    return Retriever.open(options["index"], encoder, options["device"])
 
 
 def open_moderator(options: Mapping[str, Any]) -> Moderator | None:

@@ -15,6 +15,7 @@ from chatbot.conversation import Message
 from chatbot.core import Done, Notice, Reply, Text
 from chatbot.session import Session
 from chatbot.shell import source_line
+from chatbot.terminal import printable
 from common.files import read_json
 
 RESET = "reset"  # in a file of prompts: a new conversation begins
@@ -90,7 +91,7 @@ class Batch:
             click.echo(f"({notice})", err=True)
 
     def _write(self, text: str) -> None:
-        self.out.write(text)
+        self.out.write(printable(text) if self.out.isatty() else text)
         self.out.flush()
 
 
@@ -114,10 +115,16 @@ def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, A
 
 def lines_of(stream: TextIO) -> Iterator[str]:
     """Lines as they arrive. ValueError where the input is not UTF-8 text."""
-    try:
-        yield from stream
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the input is not UTF-8 text (byte {error.start}); convert it first") from None
+    # Bytes, since what Python makes of other encodings depends on the locale: it may hide them in surrogates.
+    for number, line in enumerate(stream.buffer, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"line {number} of the input is not UTF-8 text (byte {error.start}); convert it first, such as with "
+                "iconv -f latin1 -t utf-8"
+            ) from None
+        yield text
 
 
 def _short(value: object) -> str:

@@ -16,7 +16,7 @@ import click
 
 from chatbot.options import FILE, bot_options, check_options
 from common.cli import OneLineCommand
-from common.files import home
+from common.files import check_can_write, home
 
 if TYPE_CHECKING:
     from chatbot.session import Session
@@ -62,6 +62,9 @@ def _open_session(options: dict[str, Any]) -> Session:
     from chatbot.assembly import open_bot
     from chatbot.session import Files, Session
 
+    for flag in ("save", "save_pairs", "feedback"):
+        if options[flag]:
+            check_can_write(options[flag])  # better now than after the first answer
     feedback = options["feedback"] or home() / "feedback" / "feedback.jsonl"
     session = Session(open_bot(options), Files(options["save"], options["save_pairs"], feedback))
     if options["load"]:

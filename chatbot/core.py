@@ -118,9 +118,11 @@ class Bot:
 
     def _search(self, retriever: Searcher, conversation: Conversation) -> list[Hit]:
         """Hits at or above the floor, best first."""
+        question = conversation.last.content
         earlier = conversation.messages[:-1][-NUM_CONTEXT_MESSAGES:]
-        context = "\n".join(message.content for message in earlier if message.role == "user")
-        hits = retriever.search([conversation.last.content], self.k, [context])[0]
+        # A question that stands alone is searched for alone: the conversation would lend it hits above the floor.
+        said = [message.content for message in earlier if message.role == "user"] if is_follow_up(question) else []
+        hits = retriever.search([question], self.k, ["\n".join(said)])[0]
         floor = retriever.floor if self.floor is None else self.floor
         return [hit for hit in hits if hit.score >= floor]
 
@@ -215,6 +217,21 @@ _SMALL_TALK = re.compile(
     r"( (there|bot|parley|everyone|all|then|again))?",
     re.IGNORECASE,
 )
+
+_FOLLOW_UP = re.compile(
+    r"\b(it|its|he|him|his|she|her|hers|they|them|their|theirs|this|that|these|those|there|then|one|ones|more|else|"
+    r"same|other|another)\b|^(and|or|but|so|also|what about|how about|why|why not)\b",
+    re.IGNORECASE,
+)
+NUM_FOLLOW_UP_WORDS = 3
+
+
+def is_follow_up(text: str) -> bool:
+    """True where a question seems to lean on what was said before: it refers back, or has three words or fewer.
+
+    The words are English; in other languages only the length counts.
+    """
+    return len(text.split()) <= NUM_FOLLOW_UP_WORDS or bool(_FOLLOW_UP.search(text.strip()))
 
 
 def is_small_talk(text: str) -> bool:

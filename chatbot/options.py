@@ -56,7 +56,7 @@ _OPTIONS = (
     click.option("--temperature", type=float, default=0.6, help="When sampling: below 1 is more predictable."),
     click.option("--top-k", type=int, default=40, help="When sampling: from so many tokens; 0 for all."),
     click.option("--top-p", type=float, default=1.0, help="When sampling: from the likeliest with this total."),
-    click.option("--repetition-penalty", type=float, default=1.0, help="Above 1 discourages repeating (also quotes)."),
+    click.option("--repetition-penalty", type=float, default=1.1, help="Above 1: an answer repeats itself less."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     # Moderation
     click.option("--moderation/--no-moderation", default=None, help="Check both ways.  [default: with a model]"),

@@ -28,10 +28,20 @@ if TYPE_CHECKING:
 def create_app(bot: Bot) -> FastAPI:
     """The web application around one bot. Needs the `server` extra."""
     from fastapi import Body, FastAPI
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from starlette.exceptions import HTTPException
 
     app = FastAPI(title="Parley", docs_url=None, redoc_url=None)
     one_at_a_time = threading.Lock()  # the model holds its state while it generates
+
+    @app.exception_handler(RequestValidationError)
+    def not_json(_: object, __: Exception) -> Response:
+        return JSONResponse(api.error_body("the request's body is not JSON"), status_code=400)
+
+    @app.exception_handler(HTTPException)
+    def no_such_place(_: object, error: HTTPException) -> Response:
+        return JSONResponse(api.error_body(error.detail), status_code=error.status_code, headers=error.headers)
 
     @app.get("/health")
     def health() -> dict[str, str]:
@@ -45,7 +55,8 @@ def create_app(bot: Bot) -> FastAPI:
     @app.post("/v1/chat/completions")
     def chat_completions(body: Any = Body(default=None)) -> Response:  # noqa: B008  # FastAPI's way
         if not isinstance(body, dict):
-            return JSONResponse(api.error_body("the request must be a JSON object"), status_code=400)
+            problem = "the request must be a JSON object, sent with Content-Type: application/json"
+            return JSONResponse(api.error_body(problem), status_code=400)
         try:
             with one_at_a_time:
                 request = api.read_request(bot, body)
@@ -61,9 +72,16 @@ def create_app(bot: Bot) -> FastAPI:
 def _events(request: api.Request, one_at_a_time: threading.Lock) -> Iterator[str]:
     """Server-sent events. A client that goes away closes the iterator, which stops the model."""
     with one_at_a_time:
-        for chunk in api.stream(request):
-            yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+        try:
+            for chunk in api.stream(request):
+                yield _event(chunk)
+        except ValueError as error:  # too late for another status code
+            yield _event(api.error_body(str(error)))
     yield "data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 @click.command(cls=OneLineCommand, context_settings={"show_default": True, "max_content_width": 110})

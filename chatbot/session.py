@@ -6,6 +6,7 @@ them, so that an interrupt loses nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -49,7 +50,11 @@ class Session:
         """Say `text` and stream the answer; both join the conversation, unless moderation blocked the message."""
         if not text.strip():
             raise ValueError("nothing to say; type a message")
-        yield from self._answer(self.conversation.add("user", text), self.bot)
+        earlier = self.conversation
+        if earlier.messages and earlier.last.role == "user":
+            # It never got an answer (stopped, failed). Many templates insist on turns, so it gives way.
+            earlier = earlier.upto(len(earlier) - 1)
+        yield from self._answer(earlier.add("user", text), self.bot)
 
     def regenerate(self) -> Iterator[Event]:
         """Answer the newest user message again. Greedy decoding would repeat itself, so this samples."""
@@ -223,7 +228,7 @@ class Session:
             elif name == "k":
                 bot = replace(bot, k=_at_least_one(name, _number(name, value, int)))
             elif name == "floor":
-                bot = replace(bot, floor=None if value == "none" else _number(name, value, float))
+                bot = replace(bot, floor=None if value == "none" else _finite(name, _number(name, value, float)))
             elif name == "layout":
                 if value not in LAYOUTS:
                     raise ValueError(f"unknown layout '{value}'; choose one of: {', '.join(LAYOUTS)}")
@@ -260,6 +265,12 @@ def _number(name: str, value: str, kind: type[int] | type[float]) -> Any:
         return kind(value)
     except ValueError:
         raise ValueError(f"{name}={value} must be a {'whole ' if kind is int else ''}number") from None
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number")
+    return value
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -1,7 +1,7 @@
 """Manners shared by all commands: one clear line for a mistake, a traceback only on request.
 
-`OneLineCommand` and `OneLineGroup` are click classes: a ValueError or a click usage error becomes one line on
-stderr and exit code 2; Ctrl-C exits with 130. PARLEY_DEBUG=1 shows the traceback instead.
+`OneLineCommand` and `OneLineGroup` are click classes: a ValueError, an OSError or a click usage error becomes one line
+on stderr and exit code 2; Ctrl-C exits with 130. PARLEY_DEBUG=1 shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -34,15 +34,22 @@ class OneLineErrors(click.Command):
             sys.exit(130)
         except click.ClickException as error:
             _fail(error.format_message(), error.exit_code if error.exit_code != 1 else 2)
-        except BrokenPipeError:
-            # The reader of our output went away (`| head`): not an error; keep Python from flushing into it again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("PARLEY_DEBUG") == "1":
                 raise
             _fail(str(error), 2)
         sys.exit(result if isinstance(result, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. A reader of our output that goes away (`| head`) is no error; click would exit with 1."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes once more at its end: not into the broken pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        return result
 
 
 class OneLineCommand(OneLineErrors):

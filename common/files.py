@@ -42,6 +42,17 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
+def check_can_write(path: Path) -> None:
+    """Make the folder of `path`; ValueError where that cannot be done, or nothing can be written into it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(path.parent, os.W_OK) else "its folder cannot be written to"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise ValueError(f"cannot write {path}: {reason}; name another file")
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames within `folder` survive a power cut, where the system can (not on Windows)."""
     if os.name == "nt":
@@ -83,10 +94,17 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, value: object) -> None:
-    """Append one JSON object as one line and sync it: an interrupt later loses nothing."""
+    """Append one JSON object as one line and sync it: an interrupt later loses nothing.
+
+    Half a line that an earlier writer left at the end stays a line of its own. Where several append at the same
+    moment an empty line may come between theirs.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(value, ensure_ascii=False) + "\n"
-    with open(path, "ab") as file:
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
         file.write(line.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())

@@ -106,15 +106,22 @@ def _download(name: str) -> str:
         reason = "it asks for its terms to be accepted; accept them on its page and set HF_TOKEN"
     except (RepositoryNotFoundError, HFValidationError):
         reason = "the hub has no such model, or it is private; check the name and HF_TOKEN"
-    except LocalEntryNotFoundError:
+    except LocalEntryNotFoundError as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
         reason = "HF_HUB_OFFLINE is set and it is not in the cache" if offline else "the hub cannot be reached"
+        if (response := getattr(error.__cause__, "response", None)) is not None:
+            reason = f"the hub answered {response.status_code}"
     except HfHubHTTPError as error:
         reason = f"the hub answered {error.response.status_code}"
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         reason = "the disk is full; free some space, or set HF_HOME to a folder on another disk"
+    except Exception as error:
+        # The network library that huggingface_hub uses has changed before; only its own errors are meant here.
+        if not type(error).__module__.startswith(("httpx", "requests")):
+            raise
+        reason = f"the connection broke off ({error}); try again"
     raise ValueError(f"cannot get model '{name}' from the Hugging Face hub: {reason}{remedy}")
 
 
@@ -137,6 +144,3 @@ def loading_errors(name: str) -> Iterator[None]:
     ) as error:
         first_line = str(error).strip().split("\n", 1)[0]
         raise ValueError(f"cannot load model '{name}': {first_line}") from error
-
-
-hub_errors = loading_errors

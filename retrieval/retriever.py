@@ -52,6 +52,10 @@ class Retriever:
             )
         return cls(store, encoder)
 
+    def __str__(self) -> str:
+        held = self._store.manifest
+        return f"{held.num_documents} documents ({held.num_passages} passages)"
+
     @property
     def floor(self) -> float:
         """See `types.Searcher`; set when the index was built."""

@@ -1,1 +1,1 @@
-"""x"""
+"""Standalone commands; nothing imports them."""

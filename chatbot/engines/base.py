@@ -17,7 +17,8 @@ class Generation:
     """How an answer is generated. Every field is checked; ValueError names value and limit.
 
     `sample` off means greedy: the most likely token each time. `temperature`, `top_k` (0: no limit) and `top_p`
-    (1.0: no limit) act only when sampling. `repetition_penalty` 1.0 means none (Keskar et al. 2019, section 4.1).
+    (1.0: no limit) act only when sampling. `repetition_penalty` 1.0 means none (Keskar et al. 2019, section 4.1); it
+    counts the answer's own tokens, not the prompt's.
     `seed` None draws a new one each time. `stop` strings end the answer and are not part of it.
     """
 
@@ -44,6 +45,8 @@ class Generation:
             raise ValueError(f"top_p={self.top_p:g} must be above 0 and at most 1 (no limit)")
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty={self.repetition_penalty:g} must be above 0 (1 means none)")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must be a whole number of 64 bits, such as 1234")
 
     @property
     def greedy(self) -> bool:

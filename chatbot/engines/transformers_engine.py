@@ -1,7 +1,8 @@
 """The reference engine: any causal language model that transformers can load, on CPU, one GPU or several.
 
 Decoding is a plain loop over `model(...)` with a key-value cache, so that a caller can stop it between two tokens
-by closing the iterator; token choice uses transformers' own logits processors. Greedy output equals `generate`'s.
+by closing the iterator; token choice uses transformers' own logits processors. Greedy output equals `generate`'s
+(where a repetition penalty is set, `generate` would apply it to the prompt's tokens too).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from chatbot.engines import LoadOptions
 from chatbot.engines.base import Delta, FinishReason, Generation, Usage, check_fits
 from chatbot.rendering import Renderer
 from chatbot.streaming import text_deltas, until_stop
+from chatbot.templates import find_template
 from common.models import loading_errors, resolve_model
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ class _TokenStream:
 
         device = next(self._model.get_input_embeddings().parameters()).device
         ids_BT = torch.tensor([self._prompt_ids], device=device)
-        choose = _chooser(self._generation, device)
+        choose = _chooser(self._generation, len(self._prompt_ids), device)
         cache, fresh_BT = None, ids_BT
         # Only the last position's logits are needed; not every architecture can leave the others out.
         accepted = inspect.signature(self._model.forward).parameters
@@ -112,7 +114,7 @@ class _TokenStream:
             yield token_id
 
 
-def _chooser(generation: Generation, device: torch.device) -> Any:
+def _chooser(generation: Generation, prompt_length: int, device: torch.device) -> Any:
     """A function (ids_BT, logits_BV) -> next ids_B1, as `generation` says."""
     import torch
     from transformers import (
@@ -125,7 +127,9 @@ def _chooser(generation: Generation, device: torch.device) -> Any:
 
     processors: Any = LogitsProcessorList()
     if generation.repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(generation.repetition_penalty))
+        # The answer's own tokens alone: an answer may quote the prompt as often as it likes.
+        penalty, ignored = generation.repetition_penalty, prompt_length
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=ignored))
     if generation.greedy:
         return lambda ids_BT, logits_BV: processors(ids_BT, logits_BV).argmax(dim=-1, keepdim=True)
     if generation.temperature != 1:
@@ -153,6 +157,8 @@ def load(model: str, options: LoadOptions) -> TransformersModel:
     """Load weights (safetensors only) and tokenizer. ValueError names the model and the remedy."""
     if options.dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{options.dtype}'; choose one of: {', '.join(DTYPES)}")
+    if options.template:
+        find_template(options.template)  # an unknown one should show before seconds of loading
     place = resolve_model(model)
     arguments = _loading_arguments(options)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -160,9 +166,16 @@ def load(model: str, options: LoadOptions) -> TransformersModel:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    arguments["trust_remote_code"] = False  # refuse code that comes with a model; None would ask on the terminal
     with loading_errors(model):
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        loaded = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        outcome: Any = AutoModelForCausalLM.from_pretrained(
+            place, use_safetensors=True, output_loading_info=True, **arguments
+        )
+    loaded, report = outcome
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill them with random numbers: an encoder loaded as a chat model talks nonsense.
+        raise ValueError(f"cannot load model '{model}': it is no chat model, or lacks weights ({missing[0]}, ...)")
     loaded.eval()
     return TransformersModel(model, loaded, tokenizer, options.template)
 
@@ -174,9 +187,12 @@ def _loading_arguments(options: LoadOptions) -> dict[str, Any]:
     if options.load_in_8bit and options.load_in_4bit:
         raise ValueError("--load-in-8bit and --load-in-4bit exclude each other; choose one")
     num_gpus = torch.cuda.device_count()
-    for gpu_id in [*(gpu for gpu, _ in options.gpu_vram), *([options.gpu_id] if options.gpu_id is not None else [])]:
+    for gpu_id in _named_gpus(options):
         if gpu_id >= num_gpus:
-            raise ValueError(f"GPU {gpu_id} is not there: this machine has {num_gpus} CUDA GPUs")
+            raise ValueError(
+                f"GPU {gpu_id} is not there: this machine has {num_gpus} CUDA GPUs; leave out --device, --gpu-id and "
+                "--gpu-vram to run on what is there"
+            )
     arguments: dict[str, Any] = {"dtype": options.dtype}
     if options.gpu_vram:
         arguments["device_map"] = "auto"
@@ -190,6 +206,14 @@ def _loading_arguments(options: LoadOptions) -> dict[str, Any]:
         arguments["quantization_config"] = _quantization(options)
         arguments.setdefault("device_map", "auto")
     return arguments
+
+
+def _named_gpus(options: LoadOptions) -> list[int]:
+    """The numbers of the CUDA GPUs that the options speak of."""
+    kind, _, number = (options.device or "").partition(":")
+    named = [int(number or 0)] if kind == "cuda" and (number or "0").isdigit() else []
+    named += [gpu for gpu, _ in options.gpu_vram]
+    return named if options.gpu_id is None else [*named, options.gpu_id]
 
 
 def _max_memory(options: LoadOptions) -> dict[int | str, int]:
