@@ -21,11 +21,11 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def environment() -> None:
-    """No network, no threads inside tokenizers."""
+def pytest_configure() -> None:
+    """No network; one thread, since more make tiny models slower, and very slow beside other work."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # must be there before torch is imported
 
 
 def byte_level_tokenizer(bos: str, eos: str, pad: str | None = None, template: str | None = None) -> Any:

@@ -247,5 +247,9 @@ def test_a_sentence_comes_out_as_soon_as_it_is_whole() -> None:
     assert list(stream) == ["The bridge was opened. ", "It is long. ", "Very."]
 
 
+def test_the_minimum_itself_is_enough() -> None:
+    assert list(sentences(["abc. abc. "], minimum=5)) == ["abc. ", "abc. "]
+
+
 def test_a_number_ends_no_sentence() -> None:
     assert list(sentences(["It is 3.14 metres long. Yes."], minimum=1)) == ["It is 3.14 metres long. ", "Yes."]
