@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -95,6 +96,12 @@ class Bot:
     generation: Generation = DEFAULT_GENERATION
     k: int = 3
     floor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.floor is not None and not math.isfinite(self.floor):
+            raise ValueError(f"floor={self.floor} must be a finite number")
+        if self.k < 1:
+            raise ValueError(f"k={self.k} must be at least 1")
 
     def prepare(self, conversation: Conversation) -> Turn:
         """Moderate the newest message, retrieve for it, and assemble the prompt.

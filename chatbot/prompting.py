@@ -8,11 +8,12 @@ change every turn and defeat the key-value cache) and never as a turn of their o
 
 What does not fit is left out by this rule, in this order: passages beyond half of the room, weakest first; whole
 turns, oldest first, in steps of a quarter of the room so that the prefix stays the same for many turns; example
-turns; the remaining passages; and at last the middle of the newest message.
+turns; and at last the middle of the newest message.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -116,14 +117,14 @@ class PromptAssembler:
     def _shrink(self, parts: _Parts, room: int) -> _Parts:
         while parts.passages and not self._fits(int(room * PASSAGE_SHARE), replace(parts, examples=(), turns=())):
             parts = replace(parts, passages=parts.passages[:-1])
-        for dropped in self._drop_steps(parts.turns, room):
-            if self._fits(room, kept := replace(parts, turns=parts.turns[dropped:])):
-                return kept
+        fewer = [replace(parts, turns=parts.turns[dropped:]) for dropped in self._drop_steps(parts.turns, room)]
+        # By bisection: trying one after the other would take seconds in a conversation of hundreds of turns.
+        place = bisect_left(fewer, True, key=lambda kept: self._fits(room, kept))
+        if place < len(fewer):
+            return fewer[place]
         parts = replace(parts, turns=())
         while parts.examples and not self._fits(room, parts):
             parts = replace(parts, examples=parts.examples[2:])
-        while parts.passages and not self._fits(room, parts):
-            parts = replace(parts, passages=parts.passages[:-1])
         return parts if self._fits(room, parts) else self._cut(parts, room)
 
     def _drop_steps(self, turns: Sequence[tuple[Message, ...]], room: int) -> list[int]:

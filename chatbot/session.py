@@ -6,7 +6,6 @@ them, so that an interrupt loses nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -226,9 +225,9 @@ class Session:
             if name in {field.name for field in fields(Generation)}:
                 generation = replace(generation, **{name: _parse(name, value)})
             elif name == "k":
-                bot = replace(bot, k=_at_least_one(name, _number(name, value, int)))
+                bot = replace(bot, k=_number(name, value, int))
             elif name == "floor":
-                bot = replace(bot, floor=None if value == "none" else _finite(name, _number(name, value, float)))
+                bot = replace(bot, floor=None if value == "none" else _number(name, value, float))
             elif name == "layout":
                 if value not in LAYOUTS:
                     raise ValueError(f"unknown layout '{value}'; choose one of: {', '.join(LAYOUTS)}")
@@ -265,15 +264,3 @@ def _number(name: str, value: str, kind: type[int] | type[float]) -> Any:
         return kind(value)
     except ValueError:
         raise ValueError(f"{name}={value} must be a {'whole ' if kind is int else ''}number") from None
-
-
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name}={value} must be a finite number")
-    return value
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name}={value} must be at least 1")
-    return value

@@ -47,8 +47,8 @@ class Screen:
         self._console.print(printable(text))
 
     def remark(self, text: str) -> None:
-        """Something beside the conversation."""
-        self._console.print(printable(text), style="dim")
+        """Something beside the conversation, wrapped at words."""
+        self._console.print(printable(text), style="dim", soft_wrap=False)
 
     def error(self, text: str) -> None:
         """A mistake, with its remedy."""

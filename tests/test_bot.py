@@ -20,7 +20,9 @@ from chatbot.batch import Batch, load_examples
 from chatbot.bot import cli
 from chatbot.conversation import Conversation, load_conversations
 from chatbot.core import Bot, Done, Notice
+from chatbot.engines.echo import EchoModel
 from chatbot.options import check_options
+from chatbot.prompting import PromptAssembler
 from chatbot.session import Files, Session
 from retrieval.build import build_index
 from retrieval.retriever import Retriever
@@ -189,8 +191,8 @@ def test_forty_turns_always_fit_and_what_is_left_out_is_said(tiny_2048_model, tm
     session = Session(bot)
     left_out, answered = [], []
     for number in range(40):
-        # The tenth message alone is longer than the context.
-        times = 80 if number == 9 else 1 + number % 3
+        # One message alone is longer than the context.
+        times = 80 if number == 35 else 1 + number % 3
         text = f"Question {number}: what of the river, the bridge and the harbour? " * times
         *events, done = session.ask(text)
         assert isinstance(done, Done)
@@ -208,9 +210,26 @@ def test_forty_turns_always_fit_and_what_is_left_out_is_said(tiny_2048_model, tm
     assert [message.content for message in session.conversation if message.role == "user"][: len(answered)] == answered
     assert len(answered) > 30
     assert left_out[0].turns == 0
-    assert left_out[9].characters > 0
+    assert left_out[35].characters > 0
     assert left_out[39].turns > 10
     assert "oldest turns" in str(left_out[39])
+
+
+def test_fitting_a_conversation_of_hundreds_of_turns_costs_a_few_readings_of_it():
+    talk = Conversation()
+    for number in range(400):
+        talk = talk.add("user", f"Question {number} about the river?").add("assistant", "It flows on. " * 20)
+    talk = talk.add("user", "And now?")
+    model, num_read = EchoModel(context_length=1000), 0
+
+    def count(conversation: Conversation) -> int:
+        nonlocal num_read
+        num_read += len(conversation)
+        return model.count_tokens(conversation)
+
+    prompt = PromptAssembler(count, model.context_length).assemble(talk, [], max_tokens=100)
+    assert 300 < prompt.dropped.turns < 400
+    assert num_read < 6 * len(talk)
 
 
 # Moderation ----------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def prepare(name: str, folder: Path, say: Say, force: bool = False) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, known, name)
+    _remove_leftovers(folder, name)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
         try:
@@ -64,6 +65,13 @@ def prepare(name: str, folder: Path, say: Say, force: bool = False) -> Path:
         made.rename(target)
     say(f"{name}: ready in {target} ({time.monotonic() - started:.0f} s)")
     return target
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Scratch folders of runs that were killed; an hour's grace spares one that is still at work."""
+    for scratch in folder.glob(f".{name}.*"):
+        if time.time() - scratch.stat().st_mtime > 3600:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _make(name: str, known: KnownModel, scratch: Path, say: Say) -> Path:

@@ -159,6 +159,8 @@ def load(model: str, options: LoadOptions) -> TransformersModel:
         raise ValueError(f"unknown dtype '{options.dtype}'; choose one of: {', '.join(DTYPES)}")
     if options.template:
         find_template(options.template)  # an unknown one should show before seconds of loading
+    if options.template:
+        find_template(options.template)
     place = resolve_model(model)
     arguments = _loading_arguments(options)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -184,6 +186,10 @@ def _loading_arguments(options: LoadOptions) -> dict[str, Any]:
     """Options -> keyword arguments of from_pretrained, checked against the hardware at hand."""
     import torch
 
+    if options.cpu_ram is not None and not options.gpu_vram:
+        raise ValueError("--cpu-ram says what --gpu-vram may leave to the CPU; give --gpu-vram too")
+    if sum(1 for given in (options.device, options.gpu_vram, options.gpu_id is not None) if given) > 1:
+        raise ValueError("--device, --gpu-id and --gpu-vram exclude each other; choose one")
     if options.load_in_8bit and options.load_in_4bit:
         raise ValueError("--load-in-8bit and --load-in-4bit exclude each other; choose one")
     num_gpus = torch.cuda.device_count()

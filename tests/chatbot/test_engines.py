@@ -413,3 +413,17 @@ def test_echo_ends_before_a_stop_string() -> None:
 def test_echo_has_a_context() -> None:
     with pytest.raises(ValueError, match="a prompt of 3 tokens and max_tokens=8 exceed the model's context of 10"):
         list(EchoModel(context_length=10).complete("a b c", Generation(max_tokens=8)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (LoadOptions(cpu_ram=4), "give --gpu-vram too"),
+        (LoadOptions(device="cpu", gpu_id=0), "exclude each other"),
+        (LoadOptions(gpu_id=0, gpu_vram=((0, 1.0),)), "exclude each other"),
+        (LoadOptions(template="klingon"), "choose one of: human-assistant"),
+    ],
+)
+def test_placements_that_contradict_are_refused(tiny_chat_model: Path, options: LoadOptions, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        open_engine("transformers", str(tiny_chat_model), options)

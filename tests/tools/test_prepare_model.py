@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from common.models import KNOWN_MODELS, KnownModel
-from tools.prepare_model import cli, convert_gguf, prepare
+from tools.prepare_model import _remove_leftovers, cli, convert_gguf, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """
@@ -323,3 +324,14 @@ def test_a_file_that_is_no_gguf_is_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bad\.gguf"):
         convert_gguf(tmp_path / "bad.gguf", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_what_a_killed_run_left_is_removed_later(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".minilm.dead", tmp_path / ".minilm.busy"
+    for folder in (old, fresh):
+        folder.mkdir()
+    long_ago = time.time() - 7200
+    os.utime(old, (long_ago, long_ago))
+    _remove_leftovers(tmp_path, "minilm")
+    assert not old.exists()
+    assert fresh.exists()
