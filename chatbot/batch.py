@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,8 +15,8 @@ from chatbot.conversation import Message
 from chatbot.core import Done, Notice, Reply, Text
 from chatbot.session import Session
 from chatbot.shell import source_line
-from chatbot.terminal import printable
 from common.files import read_json
+from common.text import printable
 
 RESET = "reset"  # in a file of prompts: a new conversation begins
 
@@ -111,20 +111,6 @@ def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, A
         "notices": notices,
         "usage": asdict(reply.usage),
     }
-
-
-def lines_of(stream: TextIO) -> Iterator[str]:
-    """Lines as they arrive. ValueError where the input is not UTF-8 text."""
-    # Bytes, since what Python makes of other encodings depends on the locale: it may hide them in surrogates.
-    for number, line in enumerate(stream.buffer, start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"line {number} of the input is not UTF-8 text (byte {error.start}); convert it first, such as with "
-                "iconv -f latin1 -t utf-8"
-            ) from None
-        yield text
 
 
 def _short(value: object) -> str:

@@ -43,8 +43,9 @@ def cli(**options: Any) -> None:
 
 def run(options: dict[str, Any]) -> None:
     """What the command does, with its options as a dict."""
-    from chatbot.batch import Batch, lines_of, load_prompts
+    from chatbot.batch import Batch, load_prompts
     from chatbot.terminal import is_terminal
+    from common.text import lines_of
 
     prompts = load_prompts(options["eval_data"]) if options["eval_data"] else []
     session = _open_session(options)

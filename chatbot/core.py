@@ -213,7 +213,7 @@ def _notices(what: str, verdict: Verdict | None) -> Iterator[Notice]:
         return
     if verdict.error:
         yield Notice(f"moderation of {what} failed: {verdict.error}")
-    if verdict.labels:
+    if verdict.labels and verdict.action != "allow":
         scored = ", ".join(f"{label} {verdict.scores.get(label) or 0:.2f}" for label in verdict.labels)
         yield Notice(f"moderation: {what}: {verdict.action} ({scored})")
 

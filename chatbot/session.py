@@ -174,6 +174,8 @@ class Session:
         if self.files.feedback and self.turn is not None:
             self.rate("edit", edit=text)
         self.conversation = self.conversation.with_last(content=text)
+        if self.reply is not None:
+            self.reply = replace(self.reply, text=text)  # a rating from now on is of the new text
         if self.files.save:
             self.save(self.files.save)
 

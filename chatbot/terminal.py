@@ -14,21 +14,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from common.text import printable
+
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
 PROMPT = ">>> "
-
-
-def printable(text: str) -> str:
-    """`text` without control characters other than line break and tab."""
-    return "".join(char for char in text if char in "\n\t" or not _is_control(char))
-
-
-def _is_control(char: str) -> bool:
-    code = ord(char)
-    # C0, DEL, C1, and the marks that reverse the direction of text.
-    return code < 0x20 or 0x7F <= code < 0xA0 or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
 
 
 class Screen:

@@ -13,6 +13,7 @@ from typing import cast
 import click
 
 from common.cli import OneLineGroup
+from common.text import lines_of
 from moderation.moderator import open_moderator
 from moderation.policy import dump_policy, load_policy
 from moderation.types import DIRECTIONS, Direction, Verdict
@@ -36,7 +37,7 @@ def check(texts: tuple[str, ...], model: str, policy_path: str | None, direction
     if not sys.stderr.isatty():
         _hide_progress()
     moderator = open_moderator(model, policy_path)
-    lines = texts or (line.rstrip("\n") for line in sys.stdin)
+    lines = texts or (line.rstrip("\n") for line in lines_of(sys.stdin))
     for batch in _batches(lines):
         for verdict in moderator.check(batch, cast(Direction, direction)):
             click.echo(json.dumps(asdict(verdict), ensure_ascii=False) if as_json else _line(verdict))

@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 
 from common.cli import OneLineGroup
+from common.text import printable
 from retrieval.documents import SourceFile, find_files, read_files
 from retrieval.encoders import default_floor, open_encoder
 from retrieval.manifest import EncoderInfo
@@ -223,7 +224,7 @@ def info_command(index: str, as_json: bool) -> None:
 def _show(rank: int, hit: Hit) -> str:
     """Rank, score and title, place, text."""
     text = "\n".join(f"   {line}" for line in hit.passage.text.split("\n"))
-    return f"{rank}. {hit.score:.3f}  {hit.passage.title}\n   {hit.passage.location}\n{text}\n"
+    return printable(f"{rank}. {hit.score:.3f}  {hit.passage.title}\n   {hit.passage.location}\n{text}\n")
 
 
 @contextlib.contextmanager

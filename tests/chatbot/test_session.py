@@ -542,3 +542,14 @@ def test_a_bad_row_of_prompts_is_named(text: str, complaint: str, tmp_path: Path
 def test_events_end_with_the_reply() -> None:
     events: list[Event] = list(make().ask("one two"))
     assert [type(event) for event in events] == [Text, Text, Done]
+
+
+def test_a_rating_after_an_edit_is_of_the_new_text(tmp_path: Path) -> None:
+    feedback = tmp_path / "feedback.jsonl"
+    session = make(Files(feedback=feedback))
+    say(session, "first words")
+    session.edit("better words")
+    session.rate("good")
+    edited, rated = [json.loads(line) for line in feedback.read_text().splitlines()]
+    assert (edited["rating"], edited["answer"], edited["edit"]) == ("edit", "first words", "better words")
+    assert (rated["rating"], rated["answer"]) == ("good", "better words")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatbot.terminal import printable
+from common.text import printable
 
 
 @pytest.mark.parametrize(
