@@ -71,4 +71,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) models indexes build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(dir $(CHAT_MODEL) $(ENCODER) $(SAMPLE)) build *.egg-info .*_cache .hypothesis

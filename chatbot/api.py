@@ -1,29 +1,29 @@
 """The OpenAI chat-completions API as functions from dicts to dicts: no sockets here, server.py has those.
 
-An answer has one field more than OpenAI's: `sources`, the passages it was made from.
+An answer has three fields more than OpenAI's: `sources`, the passages it was made from; `notices`, what was left out
+or flagged; and `verdicts`, what moderation said.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from chatbot.conversation import Conversation
-from chatbot.core import Bot, Done, Reply, Text, Turn
+from chatbot.core import Bot, Done, Notice, Reply, Text, Turn
 from chatbot.engines.base import Generation
+from chatbot.records import source_records
 
-# Fields of a request that change the answer in ways this server cannot; each with the only value it accepts.
-_UNSUPPORTED = {
-    "n": 1,
-    "tools": None,
-    "functions": None,
-    "response_format": None,
-    "logprobs": False,
-    "logit_bias": None,
-}
+# What a request may hold. `model` is read and not used, since there is one; the last three only label a request.
+_FIELDS = (
+    *("messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
+    *("temperature", "top_p", "seed", "stop", "user", "metadata", "store"),
+)
+# Fields that clients send although they ask for nothing: accepted with these values, null or empty.
+_NEUTRAL = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False, "parallel_tool_calls": True}
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,11 @@ class Request:
 
 def read_request(bot: Bot, body: Mapping[str, Any]) -> Request:
     """Check a chat-completions request and prepare its answer. Raises ValueError that names the field."""
-    for name, only in _UNSUPPORTED.items():
-        if body.get(name) not in (only, None):
-            raise ValueError(f"{name}={body[name]!r} is not supported; leave it out")
+    for name, value in body.items():
+        if name not in _FIELDS and value and value != _NEUTRAL.get(name):
+            raise ValueError(f"{name}={value!r} is not supported; leave it out (known: {', '.join(_FIELDS)})")
+    if not isinstance(body.get("stream", False), bool):
+        raise ValueError(f"stream={body['stream']!r} must be true or false")
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list with at least one message")
@@ -57,7 +59,7 @@ def read_request(bot: Bot, body: Mapping[str, Any]) -> Request:
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
         bot=configured,
-        turn=configured.prepare(conversation),
+        turn=configured.prepare(conversation, moderate_all=True),
         stream=bool(body.get("stream")),
         include_usage=bool(options.get("include_usage")),
     )
@@ -70,8 +72,8 @@ def _generation(default: Generation, body: Mapping[str, Any]) -> Generation:
     for name, kind in (("temperature", float), ("top_p", float), ("seed", int)):
         if body.get(name) is not None:
             changes[name] = _typed(name, body[name], kind)
-    if "temperature" in changes:
-        changes["sample"] = changes["temperature"] > 0
+    if changes.keys() & {"temperature", "top_p"}:
+        changes["sample"] = changes.get("temperature", default.temperature) > 0
     if (stop := body.get("stop")) is not None:
         stops = [stop] if isinstance(stop, str) else stop
         if not isinstance(stops, list) or not all(isinstance(each, str) and each for each in stops):
@@ -83,32 +85,42 @@ def _generation(default: Generation, body: Mapping[str, Any]) -> Generation:
 def _typed(name: str, value: object, kind: type[int] | type[float]) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         raise ValueError(f"{name}={value!r} must be a {'whole ' if kind is int else ''}number")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large a number") from None
 
 
 def complete(request: Request) -> dict[str, Any]:
     """The whole answer as one `chat.completion` object."""
-    reply = next(event.reply for event in request.bot.stream(request.turn) if isinstance(event, Done))
+    events = list(request.bot.stream(request.turn))
+    reply = next(event.reply for event in events if isinstance(event, Done))
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": reply.text},
         "finish_reason": _finish_reason(reply),
     }
-    return _envelope(request, "chat.completion") | {
-        "choices": [choice],
-        "usage": _usage(reply),
-        "sources": _sources(reply),
-    }
+    return (
+        _envelope(request, "chat.completion")
+        | {
+            "choices": [choice],
+            "usage": _usage(reply),
+        }
+        | _extras(reply, [event.text for event in events if isinstance(event, Notice)])
+    )
 
 
-def stream(request: Request) -> Iterator[dict[str, Any]]:
+def stream(request: Request) -> Generator[dict[str, Any], None, None]:
     """The answer as `chat.completion.chunk` objects; the last one with a choice carries finish reason and sources."""
     yield _chunk(request, {"role": "assistant", "content": ""})
+    notices: list[str] = []
     for event in request.bot.stream(request.turn):
         if isinstance(event, Text):
             yield _chunk(request, {"content": event.text})
+        elif isinstance(event, Notice):
+            notices.append(event.text)
         elif isinstance(event, Done):
-            yield _chunk(request, {}, _finish_reason(event.reply)) | {"sources": _sources(event.reply)}
+            yield _chunk(request, {}, _finish_reason(event.reply)) | _extras(event.reply, notices)
             if request.include_usage:
                 yield _envelope(request, "chat.completion.chunk") | {"choices": [], "usage": _usage(event.reply)}
 
@@ -141,8 +153,6 @@ def _usage(reply: Reply) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def _sources(reply: Reply) -> list[dict[str, Any]]:
-    return [
-        {"number": number, "location": hit.passage.location, "score": hit.score} | asdict(hit.passage)
-        for number, hit in enumerate(reply.sources, start=1)
-    ]
+def _extras(reply: Reply, notices: list[str]) -> dict[str, Any]:
+    verdicts = {direction: asdict(verdict) for direction, verdict in reply.verdicts.items()}
+    return {"sources": source_records(reply), "notices": notices, "verdicts": verdicts}

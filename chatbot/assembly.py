@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chatbot.batch import load_examples
 from chatbot.core import Bot
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel, Generation
+from chatbot.prompt_files import load_examples
 from chatbot.prompting import LAYOUTS, PromptAssembler
 from moderation.types import Moderator
 from retrieval.types import Searcher
@@ -48,8 +48,9 @@ def open_index(options: Mapping[str, Any]) -> Searcher:
     from retrieval.encoders import open_encoder
     from retrieval.retriever import Retriever
 
-    encoder = open_encoder(options["encoder"], options["device"]) if options["encoder"] else None
-    return Retriever.open(options["index"], encoder, options["device"])
+    device = _small_model_device(options)
+    encoder = open_encoder(options["encoder"], device) if options["encoder"] else None
+    return Retriever.open(options["index"], encoder, device)
 
 
 def open_moderator(options: Mapping[str, Any]) -> Moderator | None:
@@ -58,4 +59,10 @@ def open_moderator(options: Mapping[str, Any]) -> Moderator | None:
         return None
     from moderation.moderator import open_moderator as open_
 
-    return open_(options["moderation_model"], options["moderation_policy"], options["device"])
+    return open_(options["moderation_model"], options["moderation_policy"], _small_model_device(options))
+
+
+def _small_model_device(options: Mapping[str, Any]) -> str | None:
+    """Where encoder and classifier go: with the chat model, on the first of its GPUs; None lets them choose."""
+    gpus = [gpu for gpu, _ in options["gpu_vram"]] or [options["gpu_id"]]
+    return options["device"] or (f"cuda:{gpus[0]}" if gpus[0] is not None else None)

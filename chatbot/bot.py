@@ -43,7 +43,8 @@ def cli(**options: Any) -> None:
 
 def run(options: dict[str, Any]) -> None:
     """What the command does, with its options as a dict."""
-    from chatbot.batch import Batch, load_prompts
+    from chatbot.batch import Batch
+    from chatbot.prompt_files import load_prompts
     from chatbot.terminal import is_terminal
     from common.text import lines_of
 

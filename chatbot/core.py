@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from chatbot.conversation import Conversation
 from chatbot.engines.base import ChatModel, Delta, FinishReason, Generation, Usage
 from chatbot.prompting import Prompt, PromptAssembler
 from chatbot.streaming import sentences
-from moderation.types import Moderator, Verdict
+from moderation.types import ACTIONS, Moderator, Verdict
 from retrieval.types import Hit, Searcher
 
 NOT_IN_DOCUMENTS = "The documents do not say. (No passage is close enough to the question.)"
+NO_ROOM = "The passages that were found do not fit the model's context; lower --max-tokens."
 NO_USAGE = Usage(0, 0)
 DEFAULT_GENERATION = Generation()
 NUM_CONTEXT_MESSAGES = 6  # how far back a follow-up question is searched with its conversation
@@ -29,7 +30,8 @@ class Turn:
     """All that will happen, before a token is generated.
 
     Where `answer` is set no model runs: it is a refusal (`blocked`) or says that the documents do not answer.
-    `conversation` is what came in, its newest message carrying the passages that go into the prompt.
+    `conversation` is what came in, its newest message carrying the passages that go into the prompt. Where `plain`
+    is set it is continued as it is, and no prompt is made.
     """
 
     conversation: Conversation
@@ -38,6 +40,7 @@ class Turn:
     verdict: Verdict | None = None
     answer: str | None = None
     blocked: bool = False
+    plain: str | None = None
 
     @property
     def sources(self) -> tuple[Hit, ...]:
@@ -103,25 +106,42 @@ class Bot:
         if self.k < 1:
             raise ValueError(f"k={self.k} must be at least 1")
 
-    def prepare(self, conversation: Conversation) -> Turn:
+    def prepare(self, conversation: Conversation, moderate_all: bool = False) -> Turn:
         """Moderate the newest message, retrieve for it, and assemble the prompt.
 
+        `moderate_all`: every message, for conversations whose earlier turns were not moderated here.
         Raises ValueError where the newest message is not the user's or nothing can fit.
         """
-        verdict = None
-        if self.moderator is not None:
-            verdict = self.moderator.check([conversation.last.content], "input")[0]
-            if verdict.action == "block":
-                refusal = self.moderator.refusal
-                return Turn(conversation, self.generation, verdict=verdict, answer=refusal, blocked=True)
+        checked = conversation.messages if moderate_all else (conversation.last,)
+        turn = self._judge(conversation, [message.content for message in checked])
+        if turn.blocked:
+            return turn
         hits: list[Hit] = []
         if self.retriever is not None and not is_small_talk(conversation.last.content):
             hits = self._search(self.retriever, conversation)
             if not hits:
-                return Turn(conversation, self.generation, verdict=verdict, answer=NOT_IN_DOCUMENTS)
+                return replace(turn, answer=NOT_IN_DOCUMENTS)
         prompt = self.assembler.assemble(conversation, hits, self.generation.max_tokens)
+        if hits and not prompt.used:
+            return replace(turn, answer=NO_ROOM)
         passages = tuple(hit.passage for hit in prompt.used)
-        return Turn(conversation.with_last(passages=passages), self.generation, prompt, verdict)
+        return replace(turn, conversation=conversation.with_last(passages=passages), prompt=prompt)
+
+    def prepare_plain(self, text: str) -> Turn:
+        """Moderate `text`, which `stream` will then continue as it is: no template, no history, no documents."""
+        turn = self._judge(Conversation().add("user", text), [text])
+        return turn if turn.blocked else replace(turn, plain=text)
+
+    def _judge(self, conversation: Conversation, texts: Sequence[str]) -> Turn:
+        """A turn that says no more than what moderation thinks of `texts`: the most severe verdict on any."""
+        if self.moderator is None:
+            return Turn(conversation, self.generation)
+        verdicts = self.moderator.check(texts, "input")
+        verdict = max(verdicts, key=lambda each: (ACTIONS.index(each.action), each.flagged))
+        if verdict.action == "block":
+            refusal = self.moderator.refusal
+            return Turn(conversation, self.generation, verdict=verdict, answer=refusal, blocked=True)
+        return Turn(conversation, self.generation, verdict=verdict)
 
     def _search(self, retriever: Searcher, conversation: Conversation) -> list[Hit]:
         """Hits at or above the floor, best first."""
@@ -131,20 +151,24 @@ class Bot:
         said = [message.content for message in earlier if message.role == "user"] if is_follow_up(question) else []
         hits = retriever.search([question], self.k, ["\n".join(said)])[0]
         floor = retriever.floor if self.floor is None else self.floor
-        return [hit for hit in hits if hit.score >= floor]
+        return [hit for hit in hits if floor == 0 or hit.score >= floor]
 
     def stream(self, turn: Turn) -> Iterator[Event]:
         """Generate the answer. Closing the iterator stops the model; `Done` comes last otherwise."""
         verdicts = {"input": turn.verdict} if turn.verdict else {}
         yield from _notices("your message", turn.verdict)
-        if turn.answer is not None or turn.prompt is None:
+        if turn.prompt is not None and str(turn.prompt.dropped):
+            yield Notice(str(turn.prompt.dropped))
+        if turn.plain is not None:
+            deltas = self.model.complete(turn.plain, turn.generation)
+        elif turn.prompt is not None:
+            deltas = self.model.stream(turn.prompt.conversation, turn.generation)
+        else:
             fixed = turn.answer or ""
             yield Text(fixed)
             yield Done(Reply(fixed, verdicts=verdicts, blocked=turn.blocked))
             return
-        if str(turn.prompt.dropped):
-            yield Notice(str(turn.prompt.dropped))
-        answer = _Answer(self.model.stream(turn.prompt.conversation, turn.generation), self.moderator)
+        answer = _Answer(deltas, self.moderator, trim=turn.plain is None)
         yield from answer.events()
         if answer.verdict:
             verdicts["output"] = answer.verdict
@@ -164,12 +188,12 @@ class Bot:
 class _Answer:
     """One answer on its way out: collects the text, and lets nothing pass that moderation may still block."""
 
-    def __init__(self, deltas: Iterator[Delta], moderator: Moderator | None) -> None:
+    def __init__(self, deltas: Iterator[Delta], moderator: Moderator | None, trim: bool) -> None:
         self.text = ""
         self.last = Delta("")
         self.verdict: Verdict | None = None
         self.blocked = False
-        self._deltas, self._moderator = deltas, moderator
+        self._deltas, self._moderator, self._trim = deltas, moderator, trim
 
     def events(self) -> Iterator[Text]:
         """The text that may be shown."""
@@ -198,8 +222,8 @@ class _Answer:
             yield from self._pass(iter([piece]))
 
     def _pieces(self) -> Iterator[str]:
-        """Non-empty text, without the white space that many templates leave before an answer."""
-        started = False
+        """Non-empty text; when trimming, without the white space that many templates leave before an answer."""
+        started = not self._trim
         for delta in self._deltas:
             self.last = delta
             piece = delta.text if started else delta.text.lstrip()

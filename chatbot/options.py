@@ -82,3 +82,5 @@ def check_options(options: dict[str, Any]) -> None:
         options["moderation"] = options["moderation_model"] is not None
     if options["moderation"] and options["moderation_model"] is None:
         raise ValueError("--moderation needs a classifier; give one with --moderation-model")
+    if options["moderation_policy"] and options["moderation_model"] is None:
+        raise ValueError("--moderation-policy does nothing without a classifier; give one with --moderation-model")

@@ -6,9 +6,9 @@ change every turn and defeat the key-value cache) and never as a turn of their o
 - `latest`: only the newest turn carries passages; short prompts.
 - `kept`: old turns keep theirs, so that follow-ups can see them and the token prefix only grows.
 
-What does not fit is left out by this rule, in this order: passages beyond half of the room, weakest first; whole
-turns, oldest first, in steps of a quarter of the room so that the prefix stays the same for many turns; example
-turns; and at last the middle of the newest message.
+What does not fit is left out by this rule, in this order: passages beyond half of the room, weakest first (the best
+one may have all of it); whole turns, oldest first, in steps of a quarter of the room so that the prefix stays the same
+for many turns; example turns; and at last the middle of the newest message.
 """
 
 from __future__ import annotations
@@ -115,7 +115,11 @@ class PromptAssembler:
         return self.count(parts.conversation()) <= room
 
     def _shrink(self, parts: _Parts, room: int) -> _Parts:
-        while parts.passages and not self._fits(int(room * PASSAGE_SHARE), replace(parts, examples=(), turns=())):
+        while parts.passages:
+            # The last passage may have all the room: an answer without any would come from thin air.
+            limit = int(room * PASSAGE_SHARE) if len(parts.passages) > 1 else room
+            if self._fits(limit, replace(parts, examples=(), turns=())):
+                break
             parts = replace(parts, passages=parts.passages[:-1])
         fewer = [replace(parts, turns=parts.turns[dropped:]) for dropped in self._drop_steps(parts.turns, room)]
         # By bisection: trying one after the other would take seconds in a conversation of hundreds of turns.

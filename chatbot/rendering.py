@@ -61,6 +61,10 @@ class Renderer:
         """The prompt as text, contents made harmless. Raises ValueError where the template refuses the conversation."""
         return self._apply(self._safe(conversation), add_generation_prompt)
 
+    def whole_text(self, conversation: Conversation) -> str:
+        """`text` with what the tokenizer puts before it (a beginning-of-text token, for the named templates)."""
+        return str(self.tokenizer.decode(self._prefix)) + self.text(conversation)
+
     def encode(self, conversation: Conversation, add_generation_prompt: bool = True) -> Rendered:
         """Token ids and loss mask. Raises ValueError where a content would still forge a special token."""
         safe = self._safe(conversation)
@@ -107,11 +111,13 @@ class Renderer:
 
     def _role_markers(self) -> set[str]:
         """What the template writes between contents, a marker a line: `USER:`, `### Response:`, `<|im_start|>user`."""
-        sentinels = [Message(role, _SENTINEL) for role in ("user", "assistant", "user")]
+        roles = ["user", "assistant", "user"] if self._folds_system else ["system", "user", "assistant", "user"]
         try:
-            between = self._apply(sentinels, True).split(_SENTINEL)[1:]
+            between = self._apply([Message(role, _SENTINEL) for role in roles], True).split(_SENTINEL)
         except ValueError:
             return set()
+        if self._folds_system:
+            between = between[1:]  # what stands before the first user's text may be a default system prompt
         lines = {line.strip() for literal in between for line in literal.splitlines()}
         # Single words without punctuation ('user', 'model') are everyday language; alone they forge nothing.
         return {line for line in lines if len(line) > 1 and not line.isalnum()}

@@ -9,9 +9,9 @@ It listens on this machine only, unless --host says otherwise. One answer is mad
 
 from __future__ import annotations
 
+import asyncio
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,40 +28,42 @@ if TYPE_CHECKING:
 def create_app(bot: Bot) -> FastAPI:
     """The web application around one bot. Needs the `server` extra."""
     from fastapi import Body, FastAPI
+    from fastapi.concurrency import run_in_threadpool
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
 
     app = FastAPI(title="Parley", docs_url=None, redoc_url=None)
-    one_at_a_time = threading.Lock()  # the model holds its state while it generates
+    # One answer at a time. Requests wait here, not in threads: waiting threads could use up the pool that the one
+    # answer at work needs for its next token.
+    one_at_a_time = asyncio.Lock()
 
     @app.exception_handler(RequestValidationError)
-    def not_json(_: object, __: Exception) -> Response:
+    async def not_json(_: object, __: Exception) -> Response:
         return JSONResponse(api.error_body("the request's body is not JSON"), status_code=400)
 
     @app.exception_handler(HTTPException)
-    def no_such_place(_: object, error: HTTPException) -> Response:
+    async def no_such_place(_: object, error: HTTPException) -> Response:
         return JSONResponse(api.error_body(error.detail), status_code=error.status_code, headers=error.headers)
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         return api.list_models(bot)
 
-    # A plain function, not a coroutine: FastAPI runs it in a thread, and generation does not block other requests.
     @app.post("/v1/chat/completions")
-    def chat_completions(body: Any = Body(default=None)) -> Response:  # noqa: B008  # FastAPI's way
+    async def chat_completions(body: Any = Body(default=None)) -> Response:  # noqa: B008  # FastAPI's way
         if not isinstance(body, dict):
             problem = "the request must be a JSON object, sent with Content-Type: application/json"
             return JSONResponse(api.error_body(problem), status_code=400)
         try:
-            with one_at_a_time:
-                request = api.read_request(bot, body)
+            async with one_at_a_time:
+                request = await run_in_threadpool(api.read_request, bot, body)
                 if not request.stream:
-                    return JSONResponse(api.complete(request))
+                    return JSONResponse(await run_in_threadpool(api.complete, request))
         except ValueError as error:
             return JSONResponse(api.error_body(str(error)), status_code=400)
         return StreamingResponse(_events(request, one_at_a_time), media_type="text/event-stream")
@@ -69,14 +71,19 @@ def create_app(bot: Bot) -> FastAPI:
     return app
 
 
-def _events(request: api.Request, one_at_a_time: threading.Lock) -> Iterator[str]:
-    """Server-sent events. A client that goes away closes the iterator, which stops the model."""
-    with one_at_a_time:
+async def _events(request: api.Request, one_at_a_time: asyncio.Lock) -> AsyncIterator[str]:
+    """Server-sent events. A client that goes away ends this coroutine, which stops the model."""
+    from fastapi.concurrency import iterate_in_threadpool
+
+    async with one_at_a_time:
+        chunks = api.stream(request)
         try:
-            for chunk in api.stream(request):
+            async for chunk in iterate_in_threadpool(chunks):
                 yield _event(chunk)
         except ValueError as error:  # too late for another status code
             yield _event(api.error_body(str(error)))
+        finally:
+            chunks.close()
     yield "data: [DONE]\n\n"
 
 

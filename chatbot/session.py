@@ -16,7 +16,7 @@ from chatbot.conversation import Conversation, load_conversations, save_conversa
 from chatbot.core import Bot, Done, Event, Notice, Reply, Text, Turn
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompting import LAYOUTS
-from common.files import append_json_line, write_json
+from common.files import append_json_line, read_json, write_json
 from retrieval.types import Hit, Searcher
 
 Rating = Literal["good", "bad", "edit"]
@@ -40,8 +40,12 @@ class Session:
         self.conversation = Conversation()
         self.turn: Turn | None = None  # the newest exchange, as prepared
         self.reply: Reply | None = None  # and as answered (partly, when it was stopped)
+        self.seen: str | None = None  # exactly what the model saw for it, where it was asked
+        self._about: dict[str, Any] = {}  # the model and the settings that answered
         self._retriever = bot.retriever
-        self._pairs: list[tuple[str, str]] = []
+        self._pairs = _existing_pairs(files.pairs)
+        # Conversations that --save keeps before the current one: those of earlier days, and those ended by a reset.
+        self._finished = load_conversations(files.save) if files.save and files.save.is_file() else []
 
     # Talking ----------------------------------------------------------------------------------------------------
 
@@ -67,7 +71,18 @@ class Session:
         yield from self._answer(self.conversation.upto(place).add("user", asked.content), bot)
 
     def _answer(self, conversation: Conversation, bot: Bot) -> Iterator[Event]:
-        turn = bot.prepare(conversation)
+        yield from self._run(bot, bot.prepare(conversation))
+
+    def complete(self, text: str) -> Iterator[Event]:
+        """Plain continuation of `text`, after the system prompt and the examples as plain text: no template, no
+        history, no documents. It stands outside the conversation."""
+        assembler = self.bot.assembler
+        lead = [assembler.system] if assembler.system else []
+        contents = [message.content for message in assembler.examples]
+        lead += [f"{asked} {answered}" for asked, answered in zip(contents[::2], contents[1::2], strict=True)]
+        yield from self._run(self.bot, self.bot.prepare_plain("\n\n".join([*lead, text])))
+
+    def _run(self, bot: Bot, turn: Turn) -> Iterator[Event]:
         said = ""
         reply: Reply | None = None
         events = bot.stream(turn)
@@ -81,40 +96,42 @@ class Session:
         finally:
             # Also runs when the user stops the answer: what was said until then stays in the conversation.
             self.turn, self.reply = turn, reply or Reply(said, turn.sources, blocked=turn.blocked)
-            if not turn.blocked:
+            self.seen = turn.plain
+            if turn.prompt is not None:
+                self.seen = bot.model.render(turn.prompt.conversation)
+            self._about = {
+                "model": bot.model.name,
+                "settings": asdict(turn.generation) | {"system": bot.assembler.system, "k": bot.k},
+            }
+            if not turn.blocked and turn.plain is None:
                 self.conversation = turn.conversation.add("assistant", said) if said else turn.conversation
-            self._keep(turn, said)
-
-    def complete(self, prompt: str) -> Iterator[Event]:
-        """Plain continuation of `prompt`: no template, no history, no documents; moderation stays out of it."""
-        said = ""
-        try:
-            for delta in self.bot.model.complete(prompt, self.bot.generation):
-                said += delta.text
-                yield Text(delta.text)
-        finally:
-            self._keep_pair(prompt, said)
-        yield Done(Reply(said, usage=delta.usage or Reply("").usage, finish_reason=delta.finish_reason or "stop"))
+            self._keep(reply)
 
     # Keeping ----------------------------------------------------------------------------------------------------
 
-    def _keep(self, turn: Turn, said: str) -> None:
-        if self.files.save and self.conversation.messages:
-            self.save(self.files.save)
-        if turn.prompt is not None and said:
-            self._keep_pair(self.bot.model.render(turn.prompt.conversation), said)
-
-    def _keep_pair(self, prompt: str, response: str) -> None:
-        if self.files.pairs:
-            self._pairs.append((prompt, response))
+    def _keep(self, reply: Reply | None) -> None:
+        """Write what the files ask for; of pairs only whole answers, since they are there to be trained on."""
+        self._autosave()
+        whole = reply is not None and not reply.blocked and reply.text
+        if self.files.pairs and self.seen is not None and reply is not None and whole:
+            self._pairs.append([self.seen, reply.text])
             write_json(self.files.pairs, self._pairs)
 
-    def save(self, path: Path) -> None:
-        """Write the conversation, its system message first, as one line of JSON."""
+    def _autosave(self) -> None:
+        if self.files.save:
+            current = [self._whole_conversation()] if self.conversation.messages else []
+            save_conversations(self.files.save, [*self._finished, *current])
+
+    def _whole_conversation(self) -> Conversation:
+        """The conversation with the system prompt as its first message."""
         system = Conversation()
         if self.bot.assembler.system:
             system = system.add("system", self.bot.assembler.system)
-        save_conversations(path, [Conversation((*system.messages, *self.conversation.messages))])
+        return Conversation((*system.messages, *self.conversation.messages))
+
+    def save(self, path: Path) -> None:
+        """Write the conversation, its system message first, as one line of JSON."""
+        save_conversations(path, [self._whole_conversation()])
 
     def load(self, path: Path) -> None:
         """Go on with the last conversation in `path`; a system message at its start becomes the system prompt."""
@@ -127,6 +144,8 @@ class Session:
             messages = messages[1:]
         self.reset()
         self.conversation = Conversation(messages)
+        if self.files.save and path.resolve() == self.files.save.resolve():
+            self._finished = found[:-1]  # the last one goes on, in its own place
 
     def rate(self, rating: Rating, reason: str = "", edit: str | None = None) -> Path:
         """Append the newest exchange, with its prompt and passages, to the feedback file; returns the file."""
@@ -134,7 +153,6 @@ class Session:
             raise ValueError("no feedback file; start with --feedback FILE")
         if self.turn is None or self.reply is None or not self.reply.text:
             raise ValueError("there is no answer to rate yet")
-        prompt = self.turn.prompt
         record: dict[str, Any] = {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "rating": rating,
@@ -143,9 +161,8 @@ class Session:
             "passages": [asdict(hit.passage) | {"score": hit.score} for hit in self.reply.sources],
             "answer": self.reply.text,
             "edit": edit,
-            "prompt": self.bot.model.render(prompt.conversation) if prompt else None,
-            "model": self.bot.model.name,
-            "settings": asdict(self.turn.generation) | {"system": self.bot.assembler.system, "k": self.bot.k},
+            "prompt": self.seen,
+            **self._about,
         }
         append_json_line(self.files.feedback, record)
         return self.files.feedback
@@ -154,21 +171,26 @@ class Session:
 
     def reset(self) -> None:
         """Forget the conversation; system prompt, examples and settings stay."""
-        self.conversation, self.turn, self.reply = Conversation(), None, None
+        if self.conversation.messages:
+            self._finished.append(self._whole_conversation())
+        self.conversation = Conversation()
+        self.turn, self.reply, self.seen = None, None, None
 
     def undo(self) -> str:
         """Take back the newest user message and its answer; returns that message."""
         place = self._last_question()
         text = self.conversation.messages[place].content
-        self.conversation, self.turn, self.reply = self.conversation.upto(place), None, None
-        if self.files.save:
-            self.save(self.files.save)
+        self.conversation = self.conversation.upto(place)
+        self.turn, self.reply, self.seen = None, None, None
+        self._autosave()
         return text
 
     def edit(self, text: str) -> None:
         """Put `text` in the place of the newest answer; the change is kept as feedback where a file is named."""
         if not self.conversation.messages or self.conversation.last.role != "assistant":
             raise ValueError("there is no answer to edit yet")
+        if self.turn is not None and (self.turn.blocked or self.turn.plain is not None):
+            raise ValueError("the newest answer is not part of the conversation; there is nothing to edit")
         if not text.strip():
             raise ValueError("the new answer is empty; give its text")
         if self.files.feedback and self.turn is not None:
@@ -176,8 +198,7 @@ class Session:
         self.conversation = self.conversation.with_last(content=text)
         if self.reply is not None:
             self.reply = replace(self.reply, text=text)  # a rating from now on is of the new text
-        if self.files.save:
-            self.save(self.files.save)
+        self._autosave()
 
     def set_system(self, text: str) -> None:
         """Change the system prompt ('' for none) from the next message on."""
@@ -246,6 +267,16 @@ class Session:
         if place is None:
             raise ValueError("nothing has been said yet")
         return place
+
+
+def _existing_pairs(path: Path | None) -> list[list[str]]:
+    """What earlier runs saved there; new pairs join them."""
+    if path is None or not path.is_file() or path.stat().st_size == 0:
+        return []
+    pairs = read_json(path)
+    if not isinstance(pairs, list):
+        raise ValueError(f"{path}: is no list of pairs, so none can be added to it; name another file")
+    return pairs
 
 
 def _parse(name: str, value: str) -> Any:

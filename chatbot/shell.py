@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from chatbot.core import Done, Event, Notice, Text
 from chatbot.engines.base import ChatModel
 from chatbot.session import Session
 from chatbot.terminal import Keyboard, Screen
+from common.files import expand
 from retrieval.types import Hit, Passage, Searcher
 
 
@@ -43,6 +43,7 @@ class Shell:
         self.complete = complete
         self._keyboard: Keyboard | None = None
         self._prefilled = ""
+        self._quitting = False
         self.commands: dict[str, Command] = {
             "/help": Command("/help", "this list (also /?)", self._help),
             "/say": Command("/say TEXT", "say TEXT, also when it begins with a slash", self.say),
@@ -73,8 +74,11 @@ class Shell:
         self.screen.remark(self._welcome())
         while True:
             try:
-                line = keyboard.read(self._prefilled)
-                self._prefilled = ""
+                prefilled, self._prefilled = self._prefilled, ""
+                try:
+                    line = keyboard.read(prefilled)
+                except EOFError:
+                    return
                 self.handle(line)
             except KeyboardInterrupt:
                 self.screen.line()
@@ -82,7 +86,8 @@ class Shell:
             except (ValueError, OSError) as error:
                 self.screen.error(str(error))
             except EOFError:
-                return
+                if self._quitting:
+                    return
 
     def handle(self, line: str) -> None:
         """Do what one line asks for. Raises ValueError for a mistake, EOFError to leave."""
@@ -145,10 +150,10 @@ class Shell:
         turn = self.session.turn
         if turn is None:
             raise ValueError("nothing has been said yet")
-        if turn.prompt is None:
+        if self.session.seen is None:
             self.screen.remark("(the model was not asked)")
         else:
-            self.screen.line(self.session.bot.model.render(turn.prompt.conversation))
+            self.screen.line(self.session.seen)
 
     def _reset(self, _: str) -> None:
         self.session.reset()
@@ -187,13 +192,13 @@ class Shell:
     def _save(self, path: str) -> None:
         if not path:
             raise ValueError("give the file: /save FILE")
-        self.session.save(Path(path).expanduser())
+        self.session.save(expand(path))
         self.screen.remark(f"(saved to {path})")
 
     def _load(self, path: str) -> None:
         if not path:
             raise ValueError("give the file: /load FILE")
-        self.session.load(Path(path).expanduser())
+        self.session.load(expand(path))
         self.screen.remark(f"({len(self.session.conversation)} messages from {path})")
 
     def _undo(self, _: str) -> None:
@@ -204,8 +209,9 @@ class Shell:
         self._show(self.session.regenerate())
 
     def _edit(self, text: str) -> None:
-        if not text and self._keyboard is not None and self.session.reply is not None:
-            text = self._keyboard.read(self.session.conversation.last.content)
+        messages = self.session.conversation.messages
+        if not text and self._keyboard is not None and messages and messages[-1].role == "assistant":
+            text = self._keyboard.read(messages[-1].content)
         self.session.edit(text)
         self.screen.remark("(answer changed)")
 
@@ -236,6 +242,7 @@ class Shell:
         self.screen.remark(f"(kept in {file})")
 
     def _quit(self, _: str) -> None:
+        self._quitting = True
         raise EOFError
 
 

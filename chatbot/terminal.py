@@ -89,12 +89,11 @@ def _prompt_session(commands: Sequence[str]) -> PromptSession[str]:
 
 def _history_file() -> Path | None:
     """Where typed lines are kept, private to the user; None where the folder cannot be written."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    folder = Path(state) / "parley"
     try:
+        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "parley"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "history").touch(mode=0o600)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
     return folder / "history"
 

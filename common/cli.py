@@ -6,6 +6,7 @@ on stderr and exit code 2; Ctrl-C exits with 130. PARLEY_DEBUG=1 shows the trace
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,13 @@ class OneLineErrors(click.Command):
     def main(  # type: ignore[override]  # one signature instead of click's two overloads
         self, args: Sequence[str] | None = None, prog_name: str | None = None, standalone_mode: bool = True, **more: Any
     ) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # Piped text is UTF-8 on every system; what a terminal's encoding lacks is shown as '?'.
+            if isinstance(stream, io.TextIOWrapper):
+                if stream.isatty():
+                    stream.reconfigure(errors="replace")
+                else:
+                    stream.reconfigure(encoding="utf-8")
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **more)
         try:

@@ -24,8 +24,12 @@ def home() -> Path:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success sync it to disk and rename it into place.
 
-    A failure or a kill at any moment leaves the old file as it was.
+    A failure or a kill at any moment leaves the old file as it was. A link is followed; ValueError for a path that
+    is something else than a file, such as a folder or a device.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise ValueError(f"cannot write {path}: it is not an ordinary file; name another")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -40,6 +44,14 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def expand(path: str | Path) -> Path:
+    """`path` with `~` expanded; ValueError where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def check_can_write(path: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.files import home
+from common.files import expand, home
 
 Kind = Literal["chat", "encoder"]
 
@@ -73,7 +73,7 @@ def resolve_model(name: str) -> str:
     """
     if not name.strip():
         raise ValueError("the model name is empty; give a path, a Hugging Face id, or a name from `parley models`")
-    path = Path(name).expanduser()
+    path = expand(name)
     if path.is_dir():
         return str(path)
     if name in KNOWN_MODELS:

@@ -6,7 +6,6 @@ dry runs. Importing this file loads neither torch nor transformers.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,18 +150,6 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-@contextlib.contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """`loading_errors`, and what damaged files raise besides."""
-    from safetensors import SafetensorError
-
-    with loading_errors(name):
-        try:
-            yield
-        except (SafetensorError, AttributeError, TypeError) as error:
-            raise ValueError(str(error)) from error
-
-
 def _outputs(source: str, name: str) -> tuple[bool, tuple[str, ...]]:
     """Whether the labels are independent of each other, and their names, from the model's config.
 
@@ -171,7 +158,7 @@ def _outputs(source: str, name: str) -> tuple[bool, tuple[str, ...]]:
     """
     from transformers import AutoConfig
 
-    with _loading(name):
+    with loading_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         labels = tuple(str(label) for _, label in sorted(config.id2label.items()))
     architectures = ", ".join(config.architectures or ["nothing"])
@@ -195,7 +182,7 @@ def _load(source: str, name: str, device: torch.device) -> tuple[Any, Any]:
 
     # Half precision is slow on most CPUs; elsewhere the checkpoint's own precision is kept.
     dtype = torch.float32 if device.type == "cpu" else "auto"
-    with _loading(name):
+    with loading_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, padding_side="right", truncation_side="right"
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.files import expand
 from retrieval.readers.markdown import read_markdown
 from retrieval.readers.plain import read_plain
 from retrieval.readers.web import read_html
@@ -59,7 +60,7 @@ def find_files(paths: Iterable[str | Path], on_skip: OnSkip) -> list[SourceFile]
     """The files that `read_files` will read, without opening any; errors and skips as in `read_documents`."""
     found: dict[Path, SourceFile] = {}  # by real path, so that two ways to a file give it once
     for given in paths:
-        path = Path(given).expanduser()
+        path = expand(given)
         name = _printable(path)
         try:
             is_folder = path.is_dir()
@@ -191,8 +192,10 @@ def _readable(stem: str) -> str:
 
 
 def _printable(path: Path) -> str:
-    """With forward slashes; bytes that are not UTF-8 are escaped, so that the name can be printed and stored."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    """With forward slashes; control characters and bytes that are not UTF-8 are escaped, so that the name can be
+    printed and stored, and stands on one line."""
+    name = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 def _nothing_in(folder: str) -> ValueError:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common.files import read_json, sha256_of
+from common.files import expand, read_json, sha256_of
 from common.models import loading_errors, resolve_model
 
 # Tokens in a batch, padding included. On 2 CPU cores batches of like length of this size were 1.25 times as fast as
@@ -51,7 +51,7 @@ class TorchEncoder:
         self._device = _device(device)
         folder = Path(resolve_model(name))
         # A relative path would name another model, or none, from another working directory.
-        self.name = str(folder.resolve()) if folder == Path(name).expanduser() else name
+        self.name = str(folder.resolve()) if folder == expand(name) else name
         with loading_errors(name), _quiet_loading():
             self._recipe = _recipe(folder)
             source = folder / self._recipe.subfolder
@@ -61,7 +61,7 @@ class TorchEncoder:
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
             )
             _check(self._model.config, loading["missing_keys"])
-        self._model.eval().to(self._device)
+            self._model.eval().to(self._device)
         self.dim = int(self._model.config.hidden_size)
         self.max_length = self._find_max_length()
         self.fingerprint = _fingerprint(weights, self._recipe, self.max_length)

@@ -16,12 +16,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from chatbot.assembly import open_bot
-from chatbot.batch import Batch, load_examples
+from chatbot.batch import Batch
 from chatbot.bot import cli
 from chatbot.conversation import Conversation, load_conversations
 from chatbot.core import Bot, Done, Notice
 from chatbot.engines.echo import EchoModel
 from chatbot.options import check_options
+from chatbot.prompt_files import load_examples
 from chatbot.prompting import PromptAssembler
 from chatbot.session import Files, Session
 from retrieval.build import build_index

@@ -321,3 +321,11 @@ def test_the_version_is_shown():
     done = parley("--version")
     assert done.returncode == 0
     assert done.stdout.decode().split()[-1].count(".") == 2
+
+
+def test_a_policy_without_a_classifier_is_refused(tmp_path):
+    from chatbot.options import check_options
+
+    options = dict.fromkeys(("retrieval", "index", "moderation", "moderation_model")) | {"moderation_policy": tmp_path}
+    with pytest.raises(ValueError, match="--moderation-policy does nothing without a classifier"):
+        check_options(options)

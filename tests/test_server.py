@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -114,7 +114,7 @@ def test_models_are_listed(server):
 def test_a_completion_has_the_shape_of_openais_and_sources(server):
     status, body = server.post(model="parrot", say="When was the harbour bridge opened?")
     assert status == 200
-    assert set(body) == {"id", "object", "created", "model", "choices", "usage", "sources"}
+    assert set(body) == {"id", "object", "created", "model", "choices", "usage", "sources", "notices", "verdicts"}
     assert body["id"].startswith("chatcmpl-")
     assert body["object"] == "chat.completion"
     assert abs(body["created"] - time.time()) < 60
@@ -329,7 +329,58 @@ def test_a_failure_in_the_middle_of_a_stream_is_told():
     model = Refusing()
     bot = Bot(model, PromptAssembler(model.count_tokens, model.context_length))
     request = read_request(bot, {"messages": HELLO, "stream": True})
-    events = list(_events(request, threading.Lock()))
+
+    async def collect():
+        return [event async for event in _events(request, asyncio.Lock())]
+
+    events = asyncio.run(collect())
     assert events[-1] == "data: [DONE]\n\n"
     error = json.loads(events[-2].removeprefix("data: "))["error"]
     assert error["message"] == "a message's text forms a special token"
+
+
+def test_many_waiting_requests_do_not_starve_the_one_at_work():
+    """Requests that wait must not hold the threads that the answer at work needs."""
+    import httpx2
+
+    from chatbot.server import create_app
+
+    model = EchoModel()
+    app = create_app(Bot(model, PromptAssembler(model.count_tokens, model.context_length)))
+
+    async def ask(client, number, stream):
+        body = {"messages": [{"role": "user", "content": f"number {number} of many"}], "stream": stream}
+        return (await client.post("/v1/chat/completions", json=body)).text
+
+    async def many():
+        import anyio.to_thread
+
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 2
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            asked = [ask(client, number, number % 2 == 0) for number in range(12)]
+            answers = await asyncio.wait_for(asyncio.gather(*asked), timeout=30)
+            return answers, (await client.get("/health")).json()
+
+    answers, health = asyncio.run(many())
+    assert health == {"status": "ok"}
+    for number, answer in enumerate(answers):
+        assert str(number) in answer
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("frequency_penalty", 0.5), ("top_k", 5), ("tools", [{"type": "function"}]), ("stream", "false"), ("n", 2)],
+)
+def test_what_cannot_be_followed_is_refused(field, value):
+    model = EchoModel()
+    bot = Bot(model, PromptAssembler(model.count_tokens, model.context_length))
+    with pytest.raises(ValueError, match=field):
+        read_request(bot, {"messages": HELLO, field: value})
+
+
+def test_fields_that_ask_for_nothing_are_accepted():
+    model = EchoModel()
+    bot = Bot(model, PromptAssembler(model.count_tokens, model.context_length))
+    request = read_request(bot, {"messages": HELLO, "frequency_penalty": 0, "n": 1, "tools": [], "top_p": 0.5})
+    assert request.bot.generation.sample, "top_p asks for sampling"

@@ -7,6 +7,7 @@ by closing the iterator; token choice uses transformers' own logits processors. 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,8 @@ class TransformersModel:
         return self.renderer.count(conversation)
 
     def render(self, conversation: Conversation) -> str:
-        """The prompt through the chat template."""
-        return self.renderer.text(conversation)
+        """The prompt through the chat template, with the tokens that the tokenizer puts before it."""
+        return self.renderer.whole_text(conversation)
 
     def stream(self, conversation: Conversation, generation: Generation) -> Iterator[Delta]:
         """The assistant's next message."""
@@ -101,7 +102,7 @@ class _TokenStream:
         last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         while self.count < self._generation.max_tokens:
             # inference_mode is entered anew for each token: a generator must not leave it on between its yields.
-            with torch.inference_mode():
+            with torch.inference_mode(), _memory_errors():
                 out = self._model(input_ids=fresh_BT, past_key_values=cache, use_cache=True, **last_only)
                 cache = out.past_key_values
                 fresh_BT = choose(ids_BT, out.logits[:, -1].float())
@@ -112,6 +113,21 @@ class _TokenStream:
                 self.ended = True
                 return
             yield token_id
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """A GPU that runs out of memory is told as a ValueError with the remedy: the conversation goes on."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise ValueError(
+            "the GPU ran out of memory; shorten the conversation (/reset), lower --max-tokens or --k, or load the "
+            "model with --load-in-8bit"
+        ) from None
 
 
 def _chooser(generation: Generation, prompt_length: int, device: torch.device) -> Any:
@@ -159,8 +175,6 @@ def load(model: str, options: LoadOptions) -> TransformersModel:
         raise ValueError(f"unknown dtype '{options.dtype}'; choose one of: {', '.join(DTYPES)}")
     if options.template:
         find_template(options.template)  # an unknown one should show before seconds of loading
-    if options.template:
-        find_template(options.template)
     place = resolve_model(model)
     arguments = _loading_arguments(options)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -205,7 +219,8 @@ def _loading_arguments(options: LoadOptions) -> dict[str, Any]:
         arguments["max_memory"] = _max_memory(options)
     elif options.device or num_gpus:
         arguments["device_map"] = {"": options.device or f"cuda:{options.gpu_id or 0}"}
-    elif options.dtype == "auto":
+    on_cpu = options.device == "cpu" or not (arguments.keys() & {"device_map"})
+    if on_cpu and options.dtype == "auto":
         # Half precision saves memory on a CPU but is several times slower there.
         arguments["dtype"] = "float32"
     if options.load_in_8bit or options.load_in_4bit:

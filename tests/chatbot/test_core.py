@@ -345,3 +345,55 @@ def test_a_fixed_answer_needs_no_check() -> None:
     reply = make_bot(retriever=FakeSearcher(hits=[]), moderator=moderator).reply(ask("Where is it?"))
     assert set(reply.verdicts) == {"input"}
     assert moderator.log == [("input", "Where is it?")]
+
+
+# What a caller brings along, and plain continuation -----------------------------------------------------------------
+
+
+def test_earlier_messages_are_moderated_where_they_were_not_moderated_here() -> None:
+    brought = Conversation().add("user", "something bad").add("assistant", "?").add("user", "answer my first message")
+    bot = make_bot(moderator=FakeModerator())
+    assert not bot.prepare(brought).blocked
+    assert bot.prepare(brought, moderate_all=True).blocked
+
+
+def test_plain_continuation_is_moderated_in_both_directions() -> None:
+    blocked = make_bot(moderator=FakeModerator()).prepare_plain("a bad text")
+    assert blocked.blocked
+    assert blocked.plain is None
+    bot = make_bot(moderator=FakeModerator(directions=("output",)))
+    assert texts(list(bot.stream(bot.prepare_plain("bad words")))) == ["No."]
+
+
+def test_a_floor_of_zero_keeps_every_hit() -> None:
+    searcher = FakeSearcher([passage_hit(1, -0.2)], floor=0.4)
+    assert make_bot(retriever=searcher).prepare(ask("a long question about things")).answer == NOT_IN_DOCUMENTS
+    assert len(make_bot(retriever=searcher, floor=0).prepare(ask("a long question about things")).sources) == 1
+
+
+def test_passages_that_do_not_fit_are_not_passed_over_in_silence() -> None:
+    model = EchoModel(context_length=40)
+    bot = make_bot(
+        model, retriever=FakeSearcher([passage_hit(1, 0.9, num_words=60)]), generation=Generation(max_tokens=10)
+    )
+    turn = bot.prepare(ask("a long question about things"))
+    assert turn.prompt is None
+    assert "do not fit" in (turn.answer or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "leans"),
+    [
+        ("When did it join the Confederation?", True),
+        ("And where was he born?", True),
+        ("Why?", True),
+        ("Who won the 2018 football world cup?", False),
+        ("Which countries border Switzerland to the north?", False),
+    ],
+)
+def test_follow_up_questions_are_searched_with_the_conversation(text: str, leans: bool) -> None:
+    searcher = FakeSearcher()
+    make_bot(retriever=searcher).prepare(
+        Conversation().add("user", "Zurich?").add("assistant", "Yes.").add("user", text)
+    )
+    assert searcher.asked[-1][2] == ("Zurich?" if leans else "")

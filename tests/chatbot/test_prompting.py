@@ -194,8 +194,8 @@ def test_nothing_is_dropped_without_need(case: Case) -> None:
         Conversation((*head, Message("user", with_passages(case.newest, tuple(h.passage for h in case.hits[:n])))))
         for n in range(len(case.hits) + 1)
     ]
-    half = [n for n in range(1, len(question)) if count_words(question[n]) <= case.room // 2]
-    assert len(prompt.used) == max(half, default=0), "as many passages as half of the room holds"
+    held = [n for n in range(1, len(question)) if count_words(question[n]) <= case.room // (2 if n > 1 else 1)]
+    assert len(prompt.used) == max(held, default=0), "as many passages as half of the room holds, one as all of it"
     if prompt.dropped == Dropped(passages=prompt.dropped.passages):
         return
     older = [

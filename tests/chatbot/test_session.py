@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from chatbot.batch import load_examples, load_prompts
 from chatbot.conversation import Conversation, Message, load_conversations, save_conversations
 from chatbot.core import NOT_IN_DOCUMENTS, Bot, Done, Event, Notice, Text
 from chatbot.engines.base import Delta, Generation, Usage
 from chatbot.engines.echo import EchoModel
+from chatbot.prompt_files import load_examples, load_prompts
 from chatbot.prompting import PromptAssembler
 from chatbot.session import Files, Session
 from moderation.types import Verdict
@@ -119,7 +119,8 @@ def test_a_stopped_answer_stays_as_far_as_it_came(files: Files) -> None:
     events.close()  # type: ignore[attr-defined]  # a generator
     assert contents(session) == ["one two three", "one two"]
     assert [m.content for m in load_conversations(files.save or Path())[0]] == ["one two three", "one two"]
-    assert json.loads((files.pairs or Path()).read_text())[0][1] == "one two"
+    assert files.pairs is not None
+    assert not files.pairs.exists(), "pairs are there to be trained on: whole answers only"
     assert say(session, "go on") == "go on"
 
 
@@ -553,3 +554,57 @@ def test_a_rating_after_an_edit_is_of_the_new_text(tmp_path: Path) -> None:
     edited, rated = [json.loads(line) for line in feedback.read_text().splitlines()]
     assert (edited["rating"], edited["answer"], edited["edit"]) == ("edit", "first words", "better words")
     assert (rated["rating"], rated["answer"]) == ("good", "better words")
+
+
+def test_what_earlier_runs_saved_stays(tmp_path: Path) -> None:
+    files = Files(save=tmp_path / "chats.jsonl", pairs=tmp_path / "pairs.json")
+    for words in ("monday", "tuesday"):
+        session = make(files)
+        say(session, f"{words} one")
+        session.reset()
+        say(session, f"{words} two")
+    saved = [each.messages[0].content for each in load_conversations(tmp_path / "chats.jsonl")]
+    assert saved == ["monday one", "monday two", "tuesday one", "tuesday two"]
+    pairs = json.loads((tmp_path / "pairs.json").read_text())
+    assert [response for _, response in pairs] == saved
+
+
+def test_a_loaded_conversation_goes_on_in_its_own_place(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    save_conversations(path, [Conversation().add("user", "old"), Conversation().add("user", "a").add("assistant", "b")])
+    session = make(Files(save=path))
+    session.load(path)
+    say(session, "more")
+    assert [len(each) for each in load_conversations(path)] == [1, 4]
+
+
+def test_a_rating_names_the_model_that_answered(tmp_path: Path) -> None:
+    session = make(Files(feedback=tmp_path / "feedback.jsonl"), system="be brief")
+    say(session, "hello")
+    session.set_model(EchoModel("another"))
+    session.set_system("be long")
+    session.rate("good")
+    record = json.loads((tmp_path / "feedback.jsonl").read_text())
+    assert (record["model"], record["settings"]["system"]) == ("echo", "be brief")
+    assert "be brief" in record["prompt"]
+
+
+def test_a_plain_completion_can_be_rated_but_not_edited(tmp_path: Path) -> None:
+    session = make(Files(feedback=tmp_path / "feedback.jsonl"))
+    say(session, "a question")
+    assert [event.text for event in session.complete("go on ") if isinstance(event, Text)] == ["go", " on", " "]
+    session.rate("bad")
+    record = json.loads((tmp_path / "feedback.jsonl").read_text())
+    assert (record["prompt"], record["answer"]) == ("go on ", "go on ")
+    with pytest.raises(ValueError, match="not part of the conversation"):
+        session.edit("other words")
+
+
+def test_a_plain_completion_follows_system_prompt_and_examples() -> None:
+    examples = (Message("user", "2 + 2 ="), Message("assistant", "4"))
+    model = EchoModel()
+    assembler = PromptAssembler(model.count_tokens, model.context_length, "Sums.", examples)
+    session = Session(Bot(model, assembler))
+    for _ in session.complete("3 + 3 ="):
+        pass
+    assert session.seen == "Sums.\n\n2 + 2 = 4\n\n3 + 3 ="

@@ -1,0 +1,30 @@
+"""Answers as JSON values, for `--json` and for the API."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from chatbot.core import Reply
+
+
+def source_records(reply: Reply) -> list[dict[str, Any]]:
+    """The passages behind an answer: number as cited, location, score, and all that a passage holds."""
+    return [
+        {"number": number, "location": hit.passage.location, "score": round(hit.score, 4), **asdict(hit.passage)}
+        for number, hit in enumerate(reply.sources, start=1)
+    ]
+
+
+def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, Any]:
+    """One answer as JSON values: what `--json` prints, a line each."""
+    return {
+        "question": question,
+        "answer": reply.text,
+        "sources": source_records(reply),
+        "finish_reason": reply.finish_reason,
+        "blocked": reply.blocked,
+        "verdicts": {direction: asdict(verdict) for direction, verdict in reply.verdicts.items()},
+        "notices": notices,
+        "usage": asdict(reply.usage),
+    }
