@@ -122,7 +122,7 @@ class Bot:
             if not hits:
                 return replace(turn, answer=NOT_IN_DOCUMENTS)
         prompt = self.assembler.assemble(conversation, hits, self.generation.max_tokens)
-        if hits and not prompt.used:
+        if hits and not prompt.used and not self._has_room_for(hits[0]):
             return replace(turn, answer=NO_ROOM)
         passages = tuple(hit.passage for hit in prompt.used)
         return replace(turn, conversation=conversation.with_last(passages=passages), prompt=prompt)
@@ -142,6 +142,12 @@ class Bot:
             refusal = self.moderator.refusal
             return Turn(conversation, self.generation, verdict=verdict, answer=refusal, blocked=True)
         return Turn(conversation, self.generation, verdict=verdict)
+
+    def _has_room_for(self, hit: Hit) -> bool:
+        """Whether a passage fits beside a short question. Where it does, only a message that is long itself kept it
+        out, and that is answered without passages, which the notice says."""
+        asked = Conversation().add("user", "?")
+        return bool(self.assembler.assemble(asked, [hit], self.generation.max_tokens).used)
 
     def _search(self, retriever: Searcher, conversation: Conversation) -> list[Hit]:
         """Hits at or above the floor, best first."""

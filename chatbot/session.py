@@ -73,14 +73,17 @@ class Session:
     def _answer(self, conversation: Conversation, bot: Bot) -> Iterator[Event]:
         yield from self._run(bot, bot.prepare(conversation))
 
+    def raw_say(self, text: str) -> Iterator[Event]:
+        """Continue `text` as it is: no template, no history, no documents. It stands outside the conversation."""
+        yield from self._run(self.bot, self.bot.prepare_plain(text))
+
     def complete(self, text: str) -> Iterator[Event]:
-        """Plain continuation of `text`, after the system prompt and the examples as plain text: no template, no
-        history, no documents. It stands outside the conversation."""
+        """`raw_say` after the system prompt and the examples, as plain text: what a base model needs."""
         assembler = self.bot.assembler
         lead = [assembler.system] if assembler.system else []
         contents = [message.content for message in assembler.examples]
         lead += [f"{asked} {answered}" for asked, answered in zip(contents[::2], contents[1::2], strict=True)]
-        yield from self._run(self.bot, self.bot.prepare_plain("\n\n".join([*lead, text])))
+        yield from self.raw_say("\n\n".join([*lead, text]))
 
     def _run(self, bot: Bot, turn: Turn) -> Iterator[Event]:
         said = ""

@@ -144,7 +144,7 @@ class Shell:
     def _raw_say(self, text: str) -> None:
         if not text:
             raise ValueError("nothing to say; give the text: /raw_say TEXT")
-        self._show(self.session.complete(text))
+        self._show(self.session.raw_say(text))
 
     def _raw_prompt(self, _: str) -> None:
         turn = self.session.turn

@@ -154,7 +154,8 @@ def test_say_takes_a_leading_slash(echo):
 def test_raw_say_continues_the_text_without_history(echo):
     terminal = echo()
     assert terminal.lines("/raw_say Once upon a time") == ["Once upon a time"]
-    assert terminal.lines("/raw_prompt") == ["nothing has been said yet"]
+    assert terminal.lines("/raw_prompt") == ["Once upon a time"]
+    assert terminal.lines("/undo") == ["nothing has been said yet"]
     assert len(terminal.lines("/raw_say")) == 1
 
 
@@ -187,8 +188,9 @@ def test_without_streaming_the_answer_is_the_same(echo):
 
 
 def test_completion_mode(start):
-    terminal = start("--engine", "echo", "--complete", "--system", "unused")
-    assert terminal.lines("It was a dark") == ["It was a dark"]
+    terminal = start("--engine", "echo", "--complete", "--system", "A story.")
+    assert terminal.lines("It was a dark") == ["A story.", "", "It was a dark"]
+    assert terminal.lines("/raw_say It was a dark") == ["It was a dark"]
 
 
 # Commands -----------------------------------------------------------------------------------------------------------
