@@ -43,8 +43,8 @@ $(CHAT_MODEL): | $(VENV)/.base
 $(ENCODER): | $(VENV)/.base
 	@$(BIN)/python tools/prepare_model.py minilm
 
-$(SAMPLE): $(shell find docs -type f -name '*.*') README.md | $(ENCODER)
-	@$(BIN)/python -m retrieval build docs README.md CONTRIBUTING.md CHANGELOG.md --index $(@D) >&2
+$(SAMPLE): $(shell find docs -type f -name "*.*") CONTRIBUTING.md CHANGELOG.md | $(ENCODER)
+	@$(BIN)/python -m retrieval build docs CONTRIBUTING.md CHANGELOG.md --index $(@D) >&2
 
 setup: $(VENV)/.dev $(CHAT_MODEL) $(ENCODER)
 
