@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chatbot.conversation import Conversation
 from chatbot.core import Bot, Done, Notice, Reply, Text, Turn
 from chatbot.engines.base import Generation
-from chatbot.records import source_records
+from chatbot.records import evidence
 
 # What a request may hold. `model` is read and not used, since there is one; the last three only label a request.
 _FIELDS = (
@@ -106,7 +106,7 @@ def complete(request: Request) -> dict[str, Any]:
             "choices": [choice],
             "usage": _usage(reply),
         }
-        | _extras(reply, [event.text for event in events if isinstance(event, Notice)])
+        | evidence(reply, [event.text for event in events if isinstance(event, Notice)])
     )
 
 
@@ -120,7 +120,7 @@ def stream(request: Request) -> Generator[dict[str, Any], None, None]:
         elif isinstance(event, Notice):
             notices.append(event.text)
         elif isinstance(event, Done):
-            yield _chunk(request, {}, _finish_reason(event.reply)) | _extras(event.reply, notices)
+            yield _chunk(request, {}, _finish_reason(event.reply)) | evidence(event.reply, notices)
             if request.include_usage:
                 yield _envelope(request, "chat.completion.chunk") | {"choices": [], "usage": _usage(event.reply)}
 
@@ -151,8 +151,3 @@ def _finish_reason(reply: Reply) -> str:
 def _usage(reply: Reply) -> dict[str, int]:
     read, written = reply.usage.prompt_tokens, reply.usage.completion_tokens
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-
-
-def _extras(reply: Reply, notices: list[str]) -> dict[str, Any]:
-    verdicts = {direction: asdict(verdict) for direction, verdict in reply.verdicts.items()}
-    return {"sources": source_records(reply), "notices": notices, "verdicts": verdicts}

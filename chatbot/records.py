@@ -16,15 +16,19 @@ def source_records(reply: Reply) -> list[dict[str, Any]]:
     ]
 
 
+def evidence(reply: Reply, notices: list[str]) -> dict[str, Any]:
+    """What stands behind an answer: its sources, what was left out or flagged, and what moderation said."""
+    verdicts = {direction: asdict(verdict) for direction, verdict in reply.verdicts.items()}
+    return {"sources": source_records(reply), "notices": notices, "verdicts": verdicts}
+
+
 def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, Any]:
     """One answer as JSON values: what `--json` prints, a line each."""
     return {
         "question": question,
         "answer": reply.text,
-        "sources": source_records(reply),
         "finish_reason": reply.finish_reason,
         "blocked": reply.blocked,
-        "verdicts": {direction: asdict(verdict) for direction, verdict in reply.verdicts.items()},
-        "notices": notices,
         "usage": asdict(reply.usage),
+        **evidence(reply, notices),
     }

@@ -34,7 +34,7 @@ class Files:
 class Session:
     """A bot, a conversation, and the commands that change them. User mistakes raise ValueError."""
 
-    def __init__(self, bot: Bot, files: Files = Files()) -> None:  # frozen
+    def __init__(self, bot: Bot, files: Files = Files()) -> None:
         self.bot = bot
         self.files = files
         self.conversation = Conversation()
@@ -57,7 +57,7 @@ class Session:
         if earlier.messages and earlier.last.role == "user":
             # It never got an answer (stopped, failed). Many templates insist on turns, so it gives way.
             earlier = earlier.upto(len(earlier) - 1)
-        yield from self._answer(earlier.add("user", text), self.bot)
+        yield from self._run(self.bot, self.bot.prepare(earlier.add("user", text)))
 
     def regenerate(self) -> Iterator[Event]:
         """Answer the newest user message again. Greedy decoding would repeat itself, so this samples."""
@@ -68,10 +68,7 @@ class Session:
             bot = replace(bot, generation=replace(bot.generation, sample=True, temperature=temperature))
             yield Notice(f"sampling at temperature {temperature:g}, since greedy decoding would repeat the answer")
         asked = self.conversation.messages[place]
-        yield from self._answer(self.conversation.upto(place).add("user", asked.content), bot)
-
-    def _answer(self, conversation: Conversation, bot: Bot) -> Iterator[Event]:
-        yield from self._run(bot, bot.prepare(conversation))
+        yield from self._run(bot, bot.prepare(self.conversation.upto(place).add("user", asked.content)))
 
     def raw_say(self, text: str) -> Iterator[Event]:
         """Continue `text` as it is: no template, no history, no documents. It stands outside the conversation."""
@@ -115,8 +112,9 @@ class Session:
     def _keep(self, reply: Reply | None) -> None:
         """Write what the files ask for; of pairs only whole answers, since they are there to be trained on."""
         self._autosave()
-        whole = reply is not None and not reply.blocked and reply.text
-        if self.files.pairs and self.seen is not None and reply is not None and whole:
+        if reply is None or reply.blocked or not reply.text:
+            return
+        if self.files.pairs and self.seen is not None:
             self._pairs.append([self.seen, reply.text])
             write_json(self.files.pairs, self._pairs)
 

@@ -144,8 +144,8 @@ def _chooser(generation: Generation, prompt_length: int, device: torch.device) -
     processors: Any = LogitsProcessorList()
     if generation.repetition_penalty != 1:
         # The answer's own tokens alone: an answer may quote the prompt as often as it likes.
-        penalty, ignored = generation.repetition_penalty, prompt_length
-        processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=ignored))
+        penalty = generation.repetition_penalty
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt_length))
     if generation.greedy:
         return lambda ids_BT, logits_BV: processors(ids_BT, logits_BV).argmax(dim=-1, keepdim=True)
     if generation.temperature != 1:
@@ -219,7 +219,7 @@ def _loading_arguments(options: LoadOptions) -> dict[str, Any]:
         arguments["max_memory"] = _max_memory(options)
     elif options.device or num_gpus:
         arguments["device_map"] = {"": options.device or f"cuda:{options.gpu_id or 0}"}
-    on_cpu = options.device == "cpu" or not (arguments.keys() & {"device_map"})
+    on_cpu = options.device == "cpu" or "device_map" not in arguments
     if on_cpu and options.dtype == "auto":
         # Half precision saves memory on a CPU but is several times slower there.
         arguments["dtype"] = "float32"
