@@ -24,11 +24,14 @@ def evidence(reply: Reply, notices: list[str]) -> dict[str, Any]:
 
 def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, Any]:
     """One answer as JSON values: what `--json` prints, a line each."""
+    behind = evidence(reply, notices)
     return {
         "question": question,
         "answer": reply.text,
+        "sources": behind["sources"],
         "finish_reason": reply.finish_reason,
         "blocked": reply.blocked,
+        "verdicts": behind["verdicts"],
+        "notices": behind["notices"],
         "usage": asdict(reply.usage),
-        **evidence(reply, notices),
     }
