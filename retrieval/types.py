@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Unit = Literal["line", "page", "record", "paragraph"]
+_UNIT_SHORT = {"page": "p.", "paragraph": "par."}
+MetaValue = str | int | float | bool
 
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph of a document: its text on one line (code and tables keep their line breaks), the 1-based lines
-    `start` to `end` of the source file that it stands on, and the heading it stands under ('' for none)."""
+    """A paragraph of a document: its text on one line (code and tables keep their line breaks), where in the source
+    file it stands (`start` to `end`, 1-based, in the document's `unit`), and the heading above it ('' for none)."""
 
     text: str
     start: int
@@ -23,13 +28,19 @@ class Block:
 
 @dataclass(frozen=True)
 class Document:
-    """One source text. `id` is unique in an index, `source` is what a citation shows (a path as the user gave it)."""
+    """One source text. `id` is unique in an index, `source` is what a citation shows (a path as the user gave it).
+
+    `unit` is what `Block.start` and `end` count: lines, pages (pdf), paragraphs (docx) or records (a document that is
+    itself one record of its file). `meta` is what came with the document beside its text; searches can be limited to
+    values in it.
+    """
 
     id: str
     blocks: tuple[Block, ...]
     title: str
     source: str
-    meta: Mapping[str, str] = field(default_factory=dict)
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
+    unit: Unit = "line"
 
     @property
     def text(self) -> str:
@@ -39,7 +50,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of one document, small enough to search and to quote. `start` and `end` are 1-based source lines."""
+    """A piece of one document, small enough to search and to quote. `start`, `end`, `unit`: see `Document`."""
 
     id: str
     text: str
@@ -47,19 +58,29 @@ class Passage:
     source: str
     start: int
     end: int
+    unit: Unit = "line"
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
 
     @property
     def location(self) -> str:
-        """`file:line`, as compilers and editors write it."""
-        return f"{self.source}:{self.start}"
+        """`file:line`, as compilers and editors write it; `file p. 3`, `file par. 12`, `file record 7` for the rest."""
+        if self.unit == "line":
+            return f"{self.source}:{self.start}"
+        return f"{self.source} {_UNIT_SHORT.get(self.unit, self.unit)} {self.start}"
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that a search found. Higher score is better, always; dense search scores are cosines in [-1, 1]."""
+    """A passage that a search found. Higher `score` is better, always; the hits of a search come best first. It is
+    what the search ordered by last: the fused score, or, with a reranker, the reranker's.
+
+    `confidence`, the same for all hits of a search, says how far the search trusts that the documents answer the query
+    at all: compare it with `Searcher.floor`.
+    """
 
     passage: Passage
     score: float
+    confidence: float = 1.0
 
 
 class Encoder(Protocol):
@@ -80,8 +101,17 @@ class Encoder(Protocol):
         """Equal for two encoders only if they give the same vectors; an index refuses any other."""
         ...
 
+    @property
+    def max_length(self) -> int:
+        """How many tokens of a text are read; the rest is ignored."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, each row of unit length, in the order of `texts`."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """For each text its tokens, without those that the encoder adds around a text, and without a limit."""
         ...
 
 
@@ -90,7 +120,7 @@ class Searcher(Protocol):
 
     @property
     def floor(self) -> float:
-        """The score below which a hit says nothing: with no hit at or above it, the documents do not answer."""
+        """The confidence below which the documents do not answer a query; see `Hit`."""
         ...
 
     def search(self, queries: Sequence[str], k: int, contexts: Sequence[str] | None = None) -> list[list[Hit]]:

@@ -105,18 +105,23 @@ class _Reader:
 
     def _without_comments(self, i: int, line: str) -> str:
         """The line without HTML comments, which may begin above it and end below it."""
-        kept = ""
-        while line:
+        kept: list[str] = []
+        position, last_end = 0, line.rfind("-->")
+        while position < len(line):
             if self.in_comment:
-                _, closed, line = line.partition("-->")
-                self.in_comment = not closed
-            elif (opening := _COMMENT.search(line)) and ("-->" in line[opening.end() :] or i < self.last_comment_end):
-                kept += line[: opening.start()]
-                line = line[opening.end() :]
+                end = line.find("-->", position)
+                self.in_comment = end == -1
+                position = len(line) if end == -1 else end + 3
+            elif (opening := _COMMENT.search(line, position)) and (
+                opening.end() <= last_end or i < self.last_comment_end
+            ):
+                kept.append(line[position : opening.start()])
+                position = opening.end()
                 self.in_comment = True
             else:
-                return kept + line
-        return kept
+                kept.append(line[position:])
+                break
+        return "".join(kept)
 
     def _code(self, i: int, fence: str, quoted: bool) -> int:
         """Add the lines up to the closing fence, or to the end of the text, as one block."""

@@ -1,14 +1,15 @@
 """HTML: paragraphs, list items, table rows and preformatted text as blocks, with the source lines they stand on.
 
-Built on the standard library's html.parser, which reads any tag soup without building a tree, so that neither
-missing end tags nor very deep nesting are a problem.
+Reads any tag soup without building a tree, so that neither missing end tags nor very deep nesting are a problem.
 """
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
+from collections import Counter
+from html import unescape
 
 from retrieval.readers.outline import Outline
+from retrieval.readers.tags import tokens
 from retrieval.types import Block
 
 _DROPPED = frozenset({"script", "style", "noscript", "template", "svg"})
@@ -28,33 +29,39 @@ def read_html(text: str) -> tuple[str, list[Block]]:
     The title is <title>, else the first <h1>. A table row is one block, its cells joined by ' | '; <pre> keeps its
     line breaks; every other block is on one line. Scripts, styles, templates and the rest of <head> are dropped.
     """
-    # No tag can begin after the last '>'. html.parser would look for its end from every '<' there is, which takes
-    # hours on a large broken file.
-    last = text.rfind(">") + 1
     reader = _Reader()
-    reader.feed(text[:last] + text[last:].replace("<", "&lt;"))
-    reader.close()
+    line, counted = 1, 0
+    for token in tokens(text):
+        line += text.count("\n", counted, token.position)
+        counted = token.position
+        if token.kind == "text":
+            reader.text(token.value, line)
+        elif token.kind == "start":
+            reader.start_tag(token.value)
+        else:
+            reader.end_tag(token.value)
     reader.end_block()
     return reader.title, reader.blocks
 
 
-class _Reader(HTMLParser):
+class _Reader:
     """Gathers text until a block-level tag begins or ends, then turns it into a block, a heading or the title."""
 
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
         self.title = ""
         self.blocks: list[Block] = []
         self._outline = Outline()
         self._gathered: list[str] = []
         self._start = self._end = 0  # lines of the first and last visible text gathered
         self._dropped: list[str] = []  # the open elements whose text nobody should see
+        self._num_dropped: Counter[str] = Counter()  # the same by name
         self._in_head = self._in_title = self._in_pre = self._in_row = False
         self._level = 0  # of the heading that is open; 0: none
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+    def start_tag(self, tag: str) -> None:
         if tag in _DROPPED:
             self._dropped.append(tag)
+            self._num_dropped[tag] += 1
         if self._dropped:
             return
         if tag == "title" and not self.title:
@@ -73,10 +80,12 @@ class _Reader(HTMLParser):
         elif tag == "br":
             self._gathered.append("\n")
 
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._dropped:
-            while self._dropped.pop() != tag:
-                pass
+    def end_tag(self, tag: str) -> None:
+        while self._num_dropped[tag]:
+            closed = self._dropped.pop()
+            self._num_dropped[closed] -= 1
+            if closed == tag:
+                break
         if self._dropped:
             return
         if tag == "title" and self._in_title:
@@ -89,18 +98,14 @@ class _Reader(HTMLParser):
         elif tag == "head":
             self._in_head = False
 
-    def handle_data(self, data: str) -> None:
+    def text(self, data: str, line: int) -> None:
+        """Take text as it stands in the source, from `line` on."""
         if self._dropped or (self._in_head and not self._in_title):
             return
-        self._gathered.append(data)
-        if not data.isspace():
-            line = self.getpos()[0]
+        self._gathered.append(unescape(data))
+        if not self._gathered[-1].isspace():
             self._start = self._start or line + data[: len(data) - len(data.lstrip())].count("\n")
             self._end = line + data.rstrip().count("\n")
-
-    def parse_marked_section(self, i: int, report: bool = True) -> int:  # noqa: ARG002
-        """Read `<![...` as the comment that browsers see in it; the base class raises on unknown names."""
-        return self.parse_bogus_comment(i)
 
     def _boundary(self, tag: str) -> None:
         """End the block, except for what stands inside a table row: that stays on the row's one line."""

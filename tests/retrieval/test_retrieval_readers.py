@@ -1,17 +1,21 @@
-"""The readers of single formats: text -> title and blocks with their lines."""
+"""The readers of plain text, Markdown and HTML: text -> title and blocks with their lines."""
 
 from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from html.parser import HTMLParser
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.readers.markdown import clean, read_markdown
+from retrieval.readers.outline import Outline
 from retrieval.readers.plain import read_plain
+from retrieval.readers.tags import tokens
 from retrieval.readers.web import read_html
 from retrieval.types import Block
 
@@ -245,6 +249,100 @@ def test_reading_time_grows_with_the_length_only(reader: Reader, piece: str) -> 
     started = time.process_time()
     reader(piece * (50_000 // len(piece)))
     assert time.process_time() - started < 5
+
+
+HTML_PIECES = (
+    *("<", "<a ", "</", "</a", "<!", "<!--", '<a b="', "<a b='", '<a =">"', '="', "<?", "<title>", "<textarea>", "= "),
+    *(
+        "<script>",
+        "<svg></style>",
+        "<svg>",
+        "</svg>",
+        "&",
+        "&amp",
+        "&#",
+        "<p>",
+        "<h1>x",
+        "<td>",
+        "<pre>\n",
+        "<![CDATA[",
+    ),
+)
+
+
+@pytest.mark.parametrize("piece", HTML_PIECES)
+@pytest.mark.parametrize("end", ["", ">", "-->", "\"'>"])
+def test_reading_time_of_html_grows_with_the_length_only(piece: str, end: str) -> None:
+    started = time.process_time()
+    read_html(piece * (100_000 // len(piece)) + end)
+    assert time.process_time() - started < 2  # a quadratic reader takes minutes
+
+
+def test_a_comment_on_every_word_of_a_long_line_takes_linear_time() -> None:
+    started = time.process_time()
+    _, blocks = read_markdown("a<!--b-->" * 100_000)
+    assert time.process_time() - started < 5
+    assert blocks == [Block("a" * 100_000, 1, 1)]
+
+
+class _Standard(HTMLParser):
+    """What html.parser makes of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=False)
+        self.found: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.found.append(("start", tag))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.found.append(("end", tag))
+
+    def handle_data(self, data: str) -> None:
+        self.found.append(("text", data))
+
+
+NAMES = st.sampled_from(["p", "DIV", "h1", "br", "x-y", "script", "b"])
+VALUES = st.sampled_from(["", " a", " a=b", ' a="x > y"', " a='<b>'", ' a = "\n"', " a=b c='\"'", ' a="x"b="y"'])
+MARKUP = st.one_of(
+    st.tuples(NAMES, VALUES).map(lambda pair: f"<{pair[0]}{pair[1]}>"),
+    NAMES.map(lambda name: f"</{name}>"),
+    st.sampled_from(["<!-- a > b -->", "<!doctype html>", "text", " 1 < 2 ", "\n", "a<b>c"]),
+)
+
+
+@given(st.lists(MARKUP, max_size=12))
+def test_sound_markup_is_cut_as_the_standard_library_does(parts: list[str]) -> None:
+    text = "".join(parts) + "<p>"
+    if "<script" in text and "</script>" not in text[text.rfind("<script") :]:
+        text += "</script>"  # without it, versions of the standard library differ
+    assert merged((token.kind, token.value) for token in tokens(text)) == merged(_Standard(text).found)
+    for token in tokens(text):
+        if token.kind == "text":
+            assert text.startswith(token.value, token.position)
+        else:
+            assert text[token.position] == "<"
+
+
+def merged(found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Neighbouring texts as one."""
+    groups = groupby(found, key=lambda pair: pair if pair[0] != "text" else "text")
+    return [
+        ("text", "".join(text for _, text in group)) if key == "text" else pair
+        for key, grouped in groups
+        for group in [list(grouped)]
+        for pair in (group if key != "text" else group[:1])
+    ]
+
+
+def test_headings_are_kept_short() -> None:
+    outline = Outline()
+    outline.enter(1, "x" * 5000)
+    outline.enter(2, "y")
+    assert len(outline.path) == 200 + len(" > y")
+    assert outline.path is outline.path  # one string for all blocks
 
 
 # Documents of known words on known lines, in every dress a line can wear.

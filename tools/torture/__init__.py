@@ -1,0 +1,1 @@
+"""Makers of everything that must not break Parley."""
