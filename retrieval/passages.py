@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
 from sentencex import segment
@@ -11,6 +11,7 @@ from sentencex import segment
 from retrieval.types import Block, Document, Passage
 
 MIN_MAX_CHARS = 50
+MIN_MAX_TOKENS = 16
 MAX_TITLE_CHARS = 200  # it stands before the text of every passage, which should still be what the vector is about
 
 
@@ -20,7 +21,8 @@ class SplitSettings:
 
     window: sentences in a passage. stride: sentences from the start of one to the start of the next; less than
     `window` makes neighbours overlap. min_chars: a shorter passage is joined with the next one under the same
-    heading, or with the one before. max_chars: no passage is longer.
+    heading, or with the one before. max_chars, max_tokens: no passage is longer, in characters or in tokens of the
+    encoder; of the tokens an encoder reads at a time, the title needs some.
 
     Raises ValueError for values out of range.
     """
@@ -29,6 +31,7 @@ class SplitSettings:
     stride: int = 3
     min_chars: int = 200
     max_chars: int = 1200
+    max_tokens: int = 224
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -39,6 +42,8 @@ class SplitSettings:
             raise ValueError(f"min_chars is {self.min_chars}; it must be at least 0")
         if self.max_chars < MIN_MAX_CHARS:
             raise ValueError(f"max_chars is {self.max_chars}; it must be at least {MIN_MAX_CHARS}")
+        if self.max_tokens < MIN_MAX_TOKENS:
+            raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least {MIN_MAX_TOKENS}")
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,15 @@ class _Unit:
     end: int
 
 
-def split(document: Document, settings: SplitSettings | None = None) -> Iterator[Passage]:
+CountTokens = Callable[[Sequence[str]], list[int]]
+
+
+def split(
+    document: Document, settings: SplitSettings | None = None, count_tokens: CountTokens | None = None
+) -> Iterator[Passage]:
     """The passages of a document, in order; with stride equal to window they hold each word of it exactly once.
+
+    `count_tokens` is the encoder's (`Encoder.count_tokens`); without it `max_tokens` is not looked at.
 
     `title` is the document's, with the heading after ' > ' where there is one, 200 characters at most. `start` and
     `end` are the lines of the paragraphs that a passage takes text from; within code and tables they are exact.
@@ -62,44 +74,74 @@ def split(document: Document, settings: SplitSettings | None = None) -> Iterator
     for heading, blocks in groupby(document.blocks, key=lambda block: block.heading):
         title = f"{document.title} > {heading}" if heading not in ("", document.title) else document.title
         title = title if len(title) <= MAX_TITLE_CHARS else title[: MAX_TITLE_CHARS - 1] + "…"
-        for units in _Section(list(blocks), settings).passages():
+        for units in _Section(list(blocks), settings, count_tokens).passages():
             text = units[0].text + "".join(unit.glue + unit.text for unit in units[1:])
-            yield Passage(f"{document.id}#{number}", text, title, document.source, units[0].start, units[-1].end)
+            place = (document.source, units[0].start, units[-1].end, document.unit, document.meta)
+            yield Passage(f"{document.id}#{number}", text, title, *place)
             number += 1
 
 
 def embedding_text(passage: Passage) -> str:
     """What an encoder is given for a passage: the title makes it findable by words that its text leaves out."""
-    return f"{passage.title}. {passage.text}"
+    return titled(passage.title, passage.text)
+
+
+def subject(title: str, document: str) -> str:
+    """A passage's title without the heading above it; for documents without a title, the document's id."""
+    return title.partition(" > ")[0] or document
+
+
+def titled(title: str, text: str) -> str:
+    """`text` with its title before it, where it has one."""
+    return f"{title}. {text}" if title else text
 
 
 class _Section:
     """The blocks under one heading as a list of units; passages are ranges (i, j) of it, so they never repeat text."""
 
-    def __init__(self, blocks: list[Block], settings: SplitSettings) -> None:
+    def __init__(self, blocks: list[Block], settings: SplitSettings, count_tokens: CountTokens | None) -> None:
         self.settings = settings
         self.units: list[_Unit] = []
+        self.tokens: list[int] = []
         self.blocks: list[tuple[int, int, bool]] = []  # for each block its first unit, the one after its last, is code
         for block in blocks:
             first = len(self.units)
             is_code = "\n" in block.text
-            self.units.extend(_lines(block, settings.max_chars) if is_code else _sentences(block, settings.max_chars))
+            units = list(_lines(block, settings.max_chars) if is_code else _sentences(block, settings.max_chars))
+            self._add(units, count_tokens)
             self.blocks.append((first, len(self.units), is_code))
         self.ends = [0, *accumulate(len(unit.glue) + len(unit.text) for unit in self.units)]
+        self.token_ends = [0, *accumulate(self.tokens)]
+
+    def _add(self, units: list[_Unit], count_tokens: CountTokens | None) -> None:
+        """Append units, those with more tokens than a passage may have in halves."""
+        numbers = count_tokens([unit.text for unit in units]) if count_tokens and units else [0] * len(units)
+        for unit, number in zip(units, numbers, strict=True):
+            if number > self.settings.max_tokens and len(unit.text) > 1:
+                pieces = _cut(unit.text, (len(unit.text) + 1) // 2, unit.glue)
+                self._add([replace(unit, text=text, glue=glue) for glue, text in pieces], count_tokens)
+            else:
+                self.units.append(unit)
+                self.tokens.append(number)
 
     def size(self, i: int, j: int) -> int:
         """Characters of the passage that units i to j - 1 make."""
         return self.ends[j] - self.ends[i] - len(self.units[i].glue)
 
+    def fits(self, i: int, j: int, share: int = 1) -> bool:
+        """Whether units i to j - 1 make a passage of at most 1/`share` of the characters, and of the tokens allowed."""
+        num_tokens = self.token_ends[j] - self.token_ends[i]
+        return self.size(i, j) * share <= self.settings.max_chars and num_tokens <= self.settings.max_tokens
+
     def passages(self) -> Iterator[list[_Unit]]:
         """Windows, the short ones joined."""
         joined: list[tuple[int, int]] = []
         for i, j in self._windows():
-            if joined and self._is_short(*joined[-1]) and self._fits(joined[-1][0], j):
+            if joined and self._is_short(*joined[-1]) and self.fits(joined[-1][0], j):
                 joined[-1] = (joined[-1][0], j)
             else:
                 joined.append((i, j))
-        if len(joined) > 1 and self._is_short(*joined[-1]) and self._fits(joined[-2][0], joined[-1][1]):
+        if len(joined) > 1 and self._is_short(*joined[-1]) and self.fits(joined[-2][0], joined[-1][1]):
             _, end = joined.pop()
             joined[-1] = (joined[-1][0], end)
         for i, j in joined:
@@ -109,21 +151,18 @@ class _Section:
         for first, last, is_code in self.blocks:
             # Code and tables take an encoder about twice the tokens that prose of the same length does, and it reads
             # only the first 256 or so: keep them to half the length, but do not break them into windows.
-            limit = self.settings.max_chars // 2 if is_code else self.settings.max_chars
+            share = 2 if is_code else 1
             window, stride = (last, last) if is_code else (self.settings.window, self.settings.stride)
             start = first
             while start < last:
                 end = start + 1
-                while end < min(last, start + window) and self.size(start, end + 1) <= limit:
+                while end < min(last, start + window) and self.fits(start, end + 1, share):
                     end += 1
                 yield start, end
                 start = last if end == last else min(start + stride, end)
 
     def _is_short(self, i: int, j: int) -> bool:
         return self.size(i, j) < self.settings.min_chars
-
-    def _fits(self, i: int, j: int) -> bool:
-        return self.size(i, j) <= self.settings.max_chars
 
 
 def _sentences(block: Block, limit: int) -> Iterator[_Unit]:
