@@ -1,157 +1,156 @@
-"""The passages and vectors of an index on disk.
-
-    INDEX/manifest.json             written last, by atomic rename: the one commit point
-    INDEX/segment-<12 hex>/         passages.jsonl  one JSON object a line
-                                    offsets.npy     uint64, where line i begins; one more than there are lines
-                                    vectors.faiss   vector i belongs to line i
-
-A build writes a new segment beside the old one, so that a kill at any moment leaves the old index as it was; what
-it leaves behind is deleted by the next build.
-"""
+"""An index on disk: opening it, replacing its manifest, sweeping up. The layout is in `manifest.py`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import mmap
 import os
 import secrets
 import shutil
-import sys
-from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import read_json, sync_folder
+from common.files import atomic_write, read_json, sync_folder
+from common.locks import exclusive
+from retrieval.integrity import VERIFIED, verify
 from retrieval.manifest import (
+    DELETED_NAME,
     MANIFEST,
-    OFFSETS,
-    PASSAGES,
     SEGMENT_NAME,
-    VECTORS,
-    EncoderInfo,
     Manifest,
+    SegmentInfo,
     damaged,
     file_info,
     read_manifest,
-    verify,
     write_manifest,
 )
-from retrieval.passages import SplitSettings
+from retrieval.segment import FileRecord, Segment
 from retrieval.types import Passage
-from retrieval.vectors import Vectors, VectorWriter
+from retrieval.unfinished import holds_work
+
+LOCK, WORK = "lock", "work.json"
+
+Place = tuple[int, int]  # number of a segment, number of a passage in it
 
 
 class Store:
-    """An index opened for reading. Passages stay on disk until asked for; vectors are in memory."""
+    """An index opened for reading: all by memory map, so that opening a large one is as quick as a small one."""
 
-    def __init__(self, index: str | Path) -> None:
-        """Raises ValueError, with the remedy, for a folder that holds no index, or one that is damaged or newer."""
-        index = Path(index)
-        self.manifest = read_manifest(index)
+    def __init__(self, index: str | Path, manifest: Manifest | None = None, full: bool = False) -> None:
+        """`manifest`: one that is not in place yet. `full`: read every file again, whatever is remembered of it.
+
+        Raises ValueError, with the remedy, for a folder that holds no index, or one that is damaged or newer.
+        """
+        self.index = Path(index)
+        self._stamp = _stamp(self.index)
+        self.manifest = manifest or read_manifest(self.index)
         while True:
             try:
-                self._open(index)
+                verify(self.index, self.manifest, remember=not full)
+                self.segments = tuple(self._open(info) for info in self.manifest.segments)
                 return
-            except (OSError, RuntimeError, ValueError) as error:
-                # Did a build replace the index, and delete this segment, while we were opening it? Then start again.
-                current = read_manifest(index)
-                if current.segment == self.manifest.segment:
+            except (OSError, ValueError) as error:
+                # Did a writer replace the index, and sweep up, while we were opening it? Then start again.
+                current = self.manifest if manifest else read_manifest(self.index)
+                if current == self.manifest:
                     if isinstance(error, ValueError):
                         raise
-                    raise damaged(index, current.segment, str(error)) from error
-                self.manifest = current
+                    raise damaged(self.index, MANIFEST, str(error)) from error
+                self._stamp, self.manifest = _stamp(self.index), current
 
-    def _open(self, index: Path) -> None:
-        """Verify first: neither Faiss nor NumPy should see a byte that the manifest does not vouch for."""
-        verify(index, self.manifest)
-        segment = index / self.manifest.segment
-        self.vectors = Vectors(segment / VECTORS)
-        self._offsets: NDArray[np.uint64] = np.load(segment / OFFSETS, mmap_mode="r", allow_pickle=False)
-        with open(segment / PASSAGES, "rb") as file:
-            self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        num = self.manifest.num_passages
-        if not (len(self.vectors) == len(self) == num) or self.vectors.dim != self.manifest.encoder.dim:
-            raise damaged(
-                index, MANIFEST, f"it says {num} passages, the files hold {len(self)} and {len(self.vectors)}"
-            )
+    def _open(self, info: SegmentInfo) -> Segment:
+        try:
+            deleted = np.fromfile(self.index / info.deleted_file, dtype="<u4") if info.deleted_file else None
+            return Segment(self.index / info.name, info, self.manifest.encoder.dim, deleted)
+        except ValueError as error:
+            raise damaged(self.index, info.name, str(error)) from None
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        """Passages that are not deleted."""
+        return self.manifest.num_passages
 
-    def passage(self, i: int) -> Passage:
-        """Passage i, from 0; the one that vector i belongs to."""
-        line = self._lines[int(self._offsets[i]) : int(self._offsets[i + 1])]
-        return Passage(**json.loads(line))
+    @property
+    def is_stale(self) -> bool:
+        """Whether the manifest was replaced since this was opened."""
+        return _stamp(self.index) != self._stamp
+
+    def passage(self, place: Place) -> Passage:
+        """The passage at a place."""
+        segment, i = place
+        return self.segments[segment].passage(i)
+
+    def live_passages(self) -> Iterator[tuple[Place, Passage]]:
+        """Every passage that is not deleted, in order."""
+        for number, segment in enumerate(self.segments):
+            for i in np.flatnonzero(segment.live()).tolist():
+                yield (number, i), segment.passage(i)
+
+    def files(self) -> dict[str, list[tuple[int, FileRecord]]]:
+        """By source, the files that are not deleted: the segments that hold passages of them, with their records."""
+        found: dict[str, list[tuple[int, FileRecord]]] = {}
+        for number, segment in enumerate(self.segments):
+            for file in segment.files():
+                if segment.count_live(file.first, file.count):
+                    found.setdefault(file.source, []).append((number, file))
+        return found
 
 
-class SegmentWriter:
-    """Takes passages with their vectors, then commits them as the index; see `write_index`."""
+def replace_segments(index: Path, manifest: Manifest, deleted: Mapping[str, NDArray[np.uint32]]) -> Manifest:
+    """`manifest` with other lists of deleted passages: `deleted` holds, by segment name, ALL ids that are deleted.
 
-    def __init__(self, index: Path, dim: int, factory: str) -> None:
-        self._vectors = VectorWriter(dim, factory)
-        self._index = index
-        self._dim = dim
-        self._factory = factory
-        self._folder = index / f"segment-{secrets.token_hex(6)}"
-        self._folder.mkdir()
-        self._file = open(self._folder / PASSAGES, "wb")  # noqa: SIM115 (commit and discard close it)
-        self._offsets = array("Q", [0])
+    Writes the lists, not the manifest. A segment of which nothing is left is dropped.
+    """
+    segments = []
+    for info in manifest.segments:
+        if info.name in deleted:
+            info = _with_deleted(index, info, np.unique(deleted[info.name]).astype("<u4"))
+        if info.num_deleted < info.num_passages:
+            segments.append(info)
+    return replace(manifest, segments=tuple(segments))
 
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
 
-    def add(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
-        """Append passages and their (n, dim) unit vectors. Only the vectors stay in memory."""
-        if vectors.shape != (len(passages), self._dim):
-            raise ValueError(
-                f"vectors have shape {vectors.shape}; {len(passages)} passages need {self._dim} columns each"
-            )
-        for passage in passages:
-            line = json.dumps(asdict(passage), ensure_ascii=False).encode("utf-8") + b"\n"
-            self._file.write(line)
-            self._offsets.append(self._offsets[-1] + len(line))
-        self._vectors.add(vectors)
+def _with_deleted(index: Path, info: SegmentInfo, ids: NDArray[np.uint32]) -> SegmentInfo:
+    if not len(ids):
+        return replace(info, deleted_file="", deleted_info=None, num_deleted=0)
+    name = f"deleted-{secrets.token_hex(6)}.u32"
+    with atomic_write(index / name, "wb") as file:
+        file.write(ids.tobytes())
+    return replace(info, deleted_file=name, deleted_info=file_info(index / name), num_deleted=len(ids))
 
-    def commit(self, encoder: EncoderInfo, settings: SplitSettings, floor: float, num_documents: int) -> Manifest:
-        """Sync everything to disk, replace the manifest, delete the old segment. Raises ValueError if empty."""
-        if not len(self):
-            raise ValueError("no passages to index")
-        self._file.close()
-        np.save(self._folder / OFFSETS, np.array(self._offsets, dtype=np.uint64), allow_pickle=False)
-        self._vectors.write(self._folder / VECTORS)
-        files = {name: self._folder / name for name in (PASSAGES, OFFSETS, VECTORS)}
-        for path in files.values():
-            _sync(path)
-        sync_folder(self._folder)
-        sync_folder(self._index)
-        manifest = Manifest(
-            segment=self._folder.name,
-            encoder=encoder,
-            settings=settings,
-            factory=self._factory,
-            floor=floor,
-            num_documents=num_documents,
-            num_passages=len(self),
-            files={name: file_info(path) for name, path in files.items()},
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-        write_manifest(self._index, manifest)
-        _sweep(self._index, keep=manifest.segment)
-        return manifest
 
-    def discard(self) -> None:
-        """Delete what was written, unless it was committed."""
-        self._file.close()
-        with contextlib.suppress(ValueError):
-            if read_manifest(self._index).segment == self._folder.name:
-                return
-        shutil.rmtree(self._folder, ignore_errors=True)
+def commit(index: Path, manifest: Manifest) -> None:
+    """Replace the manifest, then delete what it does not name."""
+    sync_folder(index)
+    write_manifest(index, manifest)
+    sweep(index, manifest)
+
+
+def sweep(index: Path, manifest: Manifest | None) -> None:
+    """Delete the segments, lists and leftovers of killed writers that `manifest` does not name."""
+    segments = manifest.segments if manifest else ()
+    keep = {segment.name for segment in segments} | {segment.deleted_file for segment in segments}
+    for entry in index.iterdir():
+        if entry.name in keep or not _is_leftover(entry.name):
+            continue
+        if entry.is_dir():
+            # Windows cannot delete files that a reader has open; the next writer will.
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def new_segment_folder(index: Path) -> Path:
+    """A name for a segment that does not exist yet."""
+    return index / f"segment-{secrets.token_hex(6)}"
+
+
+def leftovers(index: Path, manifest: Manifest | None) -> list[Path]:
+    """Segments that `manifest` does not name: a killed writer's."""
+    named = {segment.name for segment in manifest.segments} if manifest else set()
+    return sorted(entry for entry in index.iterdir() if SEGMENT_NAME.fullmatch(entry.name) and entry.name not in named)
 
 
 def check_target(index: Path) -> None:
@@ -160,34 +159,40 @@ def check_target(index: Path) -> None:
         raise ValueError(f"'{index}' is a file; an index is a folder: give another name")
     if not index.is_dir() or _holds_index(index):
         return
-    others = [entry.name for entry in index.iterdir() if not _is_leftover(entry.name)]
+    others = [entry.name for entry in index.iterdir() if not _is_leftover(entry.name) and entry.name != LOCK]
     if others:
         raise ValueError(f"folder '{index}' is not empty and holds no index (but {min(others)}); give another name")
 
 
 @contextlib.contextmanager
-def write_index(index: Path, dim: int, factory: str = "Flat") -> Iterator[SegmentWriter]:
-    """A writer for a new content of `index`; unless it commits, the index stays as it was.
+def writing(index: Path, create: bool = False) -> Iterator[None]:
+    """Be the one writer of an index.
 
-    Raises ValueError for a folder that holds something else (`check_target`), that another build is writing to, or
-    that cannot be written.
+    Raises ValueError where it does not exist (unless `create`), where another process writes to it, and where it
+    cannot be written.
     """
-    check_target(index)
-    existed = index.is_dir()
+    if create:
+        check_target(index)
+    else:
+        read_manifest(index)
     try:
         index.mkdir(parents=True, exist_ok=True)
-        with _only_builder(index):
-            _sweep_strays(index)
-            writer = SegmentWriter(index, dim, factory)
-            try:
-                yield writer
-            finally:
-                writer.discard()
+        with exclusive(index / LOCK, f"writing to '{index}'"):
+            yield
     except OSError as error:
         raise ValueError(f"cannot write index '{index}': {error.strerror or error}") from error
-    finally:
-        if not existed and index.is_dir() and not any(index.iterdir()):
-            index.rmdir()
+
+
+def discard(index: Path) -> None:
+    """After a first build that failed by itself: leave nothing where there was nothing, unless passages were encoded
+    already. These the next build takes from there, be it that the disk was full or that a worker was lost."""
+    folders = [entry for entry in index.iterdir() if SEGMENT_NAME.fullmatch(entry.name)]
+    if (index / MANIFEST).exists() or any(holds_work(folder) for folder in folders):
+        return
+    sweep(index, None)
+    if {entry.name for entry in index.iterdir()} <= {LOCK}:
+        (index / LOCK).unlink(missing_ok=True)
+        index.rmdir()
 
 
 def _holds_index(index: Path) -> bool:
@@ -204,52 +209,16 @@ def _holds_index(index: Path) -> bool:
 
 
 def _is_leftover(name: str) -> bool:
-    """Names that a build leaves when it is killed."""
-    return name.startswith(f".{MANIFEST}.") or SEGMENT_NAME.fullmatch(name) is not None
+    """Names that a writer leaves when it is killed."""
+    temporary = name.startswith((f".{MANIFEST}.", f".{VERIFIED}.", f".{WORK}.", ".deleted-"))
+    named = SEGMENT_NAME.fullmatch(name) or DELETED_NAME.fullmatch(name)
+    return temporary or name == WORK or named is not None
 
 
-def _sweep_strays(index: Path) -> None:
-    """Delete what killed builds left; not where a manifest cannot be read, since it may name any of the segments."""
-    if not (index / MANIFEST).exists():
-        _sweep(index, keep=None)
-        return
-    with contextlib.suppress(ValueError):
-        _sweep(index, keep=read_manifest(index).segment)
-
-
-def _sweep(index: Path, keep: str | None) -> None:
-    for entry in index.iterdir():
-        if not _is_leftover(entry.name) or entry.name == keep:
-            continue
-        if entry.is_dir():
-            # Windows cannot delete files that a reader has open; the next build will.
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _only_builder(index: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes back when the process ends, however it ends."""
-    if sys.platform == "win32":
-        yield  # no such lock: two builds at once would delete each other's work, though never the committed index
-        return
-    import fcntl
-
-    descriptor = os.open(index, os.O_RDONLY)
+def _stamp(index: Path) -> Sequence[int]:
+    """Tells one manifest from another. A missing one equals no other."""
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another build is writing to '{index}'; wait until it has ended") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        status = os.stat(index / MANIFEST)  # noqa: PTH116
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_ino, status.st_size

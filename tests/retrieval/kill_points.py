@@ -1,79 +1,121 @@
-"""Kill a build at each of its steps in turn, and see what a reader finds. Run by test_retrieval_store.py.
+"""Kill a change of an index at each of its steps in turn, and see what a reader finds. Run by test_retrieval_store.py.
 
-    python tests/retrieval/kill_points.py OLD_DOCUMENTS NEW_DOCUMENTS INDEX
+    python tests/retrieval/kill_points.py build|update|delete|compact FOLDER [STRIDE]
 
-A step is an audit event (open, mkdir, rename, remove, rmdir) on a path inside INDEX. Each build runs in a forked
-child that kills itself with SIGKILL just before step n; another child opens the index, reads every passage and
-searches. Prints one JSON object: the number of documents found after each kill, and what a last build leaves behind.
+STRIDE 4 tries every fourth step. A step is an audit event (open, mkdir, rename, remove, rmdir) on a path inside the
+index. Each change runs in a forked
+child that kills itself with SIGKILL just before step n; then the index is opened and read whole, the change is made
+again to its end, and its result compared with that of a change that nobody killed. Prints a JSON object: after each
+kill, whether the index was found "old", "new" or otherwise; and the results that differed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retrieval.build import build_index
+from retrieval.indexing import build_index, update_index
+from retrieval.removal import compact_index, delete_documents
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
-def in_child(action: Callable[[], int]) -> int:
-    """Exit status of `action` in a forked child: its result, or minus the signal that killed it."""
+def killed_at(action: Callable[[], object], index: Path, step: int) -> bool:
+    """Run `action` in a forked child that is killed just before its step number `step`; whether it got that far."""
     child = os.fork()
     if child == 0:
+        num_steps = 0
+
+        def count(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal num_steps
+            if event in STEPS and any(str(argument).startswith(str(index)) for argument in arguments):
+                num_steps += 1
+                if num_steps == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
         status = 99
         try:
-            status = action()
+            action()
+            status = 0
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"the change failed with {status}")
+    return status != 0
 
 
-def build(documents: str, index: str, kill_before: int | None = None) -> int:
-    num_steps = 0
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal num_steps
-        if event in STEPS and any(str(argument).startswith(index) for argument in arguments):
-            num_steps += 1
-            if num_steps == kill_before:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    if kill_before is not None:
-        sys.addaudithook(count)
-    build_index([documents], index, "hash")
-    return 0
-
-
-def read(index: str) -> int:
-    """The number of documents in the index, all of it read."""
+def content(index: Path) -> dict[str, Any]:
+    """By passage id what is stored, all of it read, and searched once."""
     store = Store(index)
-    passages = [store.passage(i) for i in range(len(store))]
-    assert len({passage.source for passage in passages}) == store.manifest.num_documents
-    assert Retriever.open(index).search([passages[-1].text], 1)[0][0].passage == passages[-1]
-    return store.manifest.num_documents
+    found: dict[str, Any] = {}
+    for (number, i), passage in store.live_passages():
+        found[passage.id] = [passage.text, store.segments[number].vectors[i].tobytes().hex()]
+    if len(found) != len(store):
+        raise RuntimeError("passages are there twice")
+    query = next(iter(found.values()))[0]
+    if Retriever.open(index).search([query], 1)[0][0].passage.text != query:
+        raise RuntimeError("a passage is not found by its own text")
+    return found
 
 
-def main(old: str, new: str, index: str) -> None:
-    found = []
-    for step in range(1, 100):
-        assert in_child(lambda: build(old, index)) == 0
-        status = in_child(lambda step=step: build(new, index, kill_before=step))  # type: ignore[misc]
-        found.append(in_child(lambda: read(index)))
-        if status == 0:
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """Documents, changed since they were indexed, and an index with deleted passages and two segments."""
+    docs, index = folder / "docs", folder / "index"
+    docs.mkdir(parents=True)
+    for i in range(6):
+        (docs / f"{i}.txt").write_text(f"Document number{i} was here first.")
+    build_index([docs], index, "hash", calibrate=False)
+    (docs / "6.txt").write_text("Document number6 came later.")
+    update_index(index)
+    delete_documents(index, [f"{docs}/1.txt"])
+    (docs / "2.txt").write_text("Document number2 was written anew.")
+    (docs / "3.txt").unlink()
+    return docs, index
+
+
+def main(kind: str, folder: Path, stride: int = 1) -> None:
+    docs, prepared = prepare(folder)
+    changes: dict[str, Callable[[Path], object]] = {
+        "build": lambda index: build_index([docs], index, "hash", calibrate=False),
+        "update": update_index,
+        "delete": lambda index: delete_documents(index, [f"{docs}/4.txt"]),
+        "compact": compact_index,
+    }
+    old = content(prepared)
+    whole = Path(shutil.copytree(prepared, folder / "whole"))
+    changes[kind](whole)
+    new = content(whole)
+    expected_files = sorted(entry.name.partition("-")[0] for entry in whole.iterdir())
+    found, wrong = [], []
+    for step in range(1, 1000, stride):
+        index = Path(shutil.copytree(prepared, folder / "index-now"))
+        killed = killed_at(lambda index=index: changes[kind](index), index, step)  # type: ignore[misc]
+        now = content(index)
+        found.append("old" if now == old else "new" if now == new else "other")
+        if killed:
+            if kind != "delete" or now == old:
+                changes[kind](index)
+            if content(index) != new:
+                wrong.append(f"step {step}: another content")
+            left = sorted(entry.name.partition("-")[0] for entry in index.iterdir() if entry.name != "verified.json")
+            is_done = kind == "delete" and now == new  # nobody sweeps up until the next change
+            if not is_done and left != [name for name in expected_files if name != "verified.json"]:
+                wrong.append(f"step {step}: left {left}")
+        shutil.rmtree(index)
+        if not killed:
             break
-        assert status == -signal.SIGKILL
-    assert in_child(lambda: build(new, index)) == 0
-    left = sorted(entry.name.split("-")[0] for entry in Path(index).iterdir())
-    print(json.dumps({"found": found, "left": left}))
+    print(json.dumps({"found": found, "wrong": wrong}))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
