@@ -196,7 +196,10 @@ def test_a_known_model_that_was_not_prepared(refused, tmp_path, monkeypatch):
 
 def test_an_index_of_another_encoder(refused, minilm, folder, tmp_path):
     build_index([folder / "document.txt"], tmp_path / "index", str(minilm))
-    for index, encoder, built_with in ((folder / "index", minilm, "hash"), (tmp_path / "index", "hash", minilm)):
+    for index, encoder, built_with in (
+        (folder / "index", minilm, "hash"),
+        (tmp_path / "index", "hash", f"{minilm}:int8"),
+    ):
         line = refused(*ECHO, "--index", index, "--encoder", encoder)
         assert f"index '{index}' was built with encoder '{built_with}'" in line
         assert f"--index {index} --encoder {encoder}" in line
@@ -206,7 +209,7 @@ def test_an_index_whose_encoder_is_gone(refused, minilm, folder, tmp_path, monke
     build_index([folder / "document.txt"], tmp_path / "index", "minilm")
     monkeypatch.setenv("PARLEY_HOME", str(tmp_path))
     line = refused(*ECHO, "--index", tmp_path / "index")
-    assert "was built with encoder 'minilm'" in line
+    assert "was built with encoder 'minilm:" in line
     assert "run: python tools/prepare_model.py minilm" in line
 
 

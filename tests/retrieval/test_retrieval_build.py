@@ -1,82 +1,206 @@
-"""The command line: what it prints, and one line for every bad input."""
+"""The commands that make, change and measure an index: what they print, and one line for every bad input."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pexpect
 import pytest
 from click.testing import CliRunner, Result
-from numpy.typing import NDArray
 
-from retrieval.build import build_index, cli
-from retrieval.encoders import HashEncoder
-from retrieval.passages import SplitSettings
+from retrieval.build import cli
+from retrieval.indexing import build_index
+from retrieval.manifest import read_manifest
 from retrieval.store import Store
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+def run(*arguments: str | int | Path, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin)
 
 
-def test_build_search_info(corpus: Path, tmp_path: Path) -> None:
-    index = tmp_path / "index"
-    (corpus_copy := tmp_path / "docs").symlink_to(corpus)
-    built = run(
-        "build", corpus_copy, "--index", index, "--encoder", "hash", "--window", 2, "--stride", 1, "--floor", 0.5
-    )
-    assert built.exit_code == 0, built.stderr
-    assert built.stdout == ""
-    assert "20 files, 20 passages in" in built.stderr
+def sources(index: Path) -> set[str]:
+    return {Path(passage.source).name for _, passage in Store(index).live_passages()}
+
+
+@pytest.fixture(scope="module")
+def index(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the corpus that no test of this file changes."""
+    folder = tmp_path_factory.mktemp("shared") / "index"
+    build_index([corpus], folder, "hash", calibrate=False)
+    return folder
+
+
+@pytest.fixture
+def docs(corpus: Path, tmp_path: Path) -> Path:
+    """A copy of the corpus that a test may change."""
+    return Path(shutil.copytree(corpus, tmp_path / "docs"))
+
+
+# What the commands do -----------------------------------------------------------------------------------------------
+
+
+def test_build_says_in_one_line_what_it_did(docs: Path, tmp_path: Path) -> None:
+    built = run("build", docs, "--index", tmp_path / "index", "--encoder", "hash")
+    assert (built.exit_code, built.stdout) == (0, "")
+    assert built.stderr.startswith(f"{tmp_path / 'index'}: 20 files read; 20 documents, 20 passages (20 new, ")
+    assert built.stderr.endswith("; 0 skipped\n")
     assert built.stderr.count("\n") == 1
 
-    found = run("search", "the", "castle", "number4", "--index", index, "-k", 2)
-    assert found.exit_code == 0, found.stderr
-    first = found.stdout.split("\n")
-    assert first[0].startswith("1. 0.")
-    assert first[0].endswith("  Doc04")
-    assert first[1] == f"   {corpus_copy}/doc04.txt:1"
-    assert first[2] == "   The castle number4 was planned in 1804."
-    assert "\n2. 0." in found.stdout
 
-    (hit,) = json.loads(run("search", "castle number4", "--index", index, "-k", 1, "--json").stdout)
-    assert (hit["rank"], hit["title"], hit["start"], hit["end"]) == (1, "Doc04", 1, 5)
-    assert hit["source"] == f"{corpus_copy}/doc04.txt"
-
-    shown = run("info", "--index", index)
-    for part in ("documents  20", "encoder    hash (256 dimensions)", "window 2, stride 1", "floor      0.50"):
-        assert part in shown.stdout
-    assert json.loads(run("info", "--index", index, "--json").stdout)["num_passages"] == 20
+def test_each_flag_of_build_is_in_the_index(docs: Path, tmp_path: Path) -> None:
+    flags = "--window 2 --stride 1 --max-chars 400 --max-tokens 50 --language german --fusion rrf --weight 0.4"
+    flags += " --factory SQ8 --floor 0.5 --max-memory 300 --max-seconds 9 --workers 2"
+    built = run("build", docs, "--index", tmp_path / "index", "--encoder", "hash", *flags.split())
+    assert built.exit_code == 0, built.stderr
+    manifest = read_manifest(tmp_path / "index")
+    split, fusion = manifest.settings.split, manifest.settings.fusion
+    assert (split.window, split.stride, split.max_chars, split.max_tokens) == (2, 1, 400, 50)
+    assert (manifest.settings.lexical.language, fusion.method, fusion.weight) == ("german", "rrf", 0.4)
+    assert (manifest.settings.factory, manifest.floor, manifest.calibration) == ("SQ8", 0.5, None)
+    assert manifest.encoder.name == "hash"
 
 
-def test_a_search_below_the_floor_says_so(corpus: Path, tmp_path: Path) -> None:
-    build_index([corpus], tmp_path / "index", "hash", floor=0.9)
-    found = run("search", "unheard", "words", "--index", tmp_path / "index")
-    assert found.exit_code == 0
-    assert "no hit reaches the floor, 0.90" in found.stderr
+@pytest.mark.parametrize(("flag", "is_fitted"), [("--calibrate", True), ("--no-calibrate", False)])
+def test_a_build_finds_the_floor_unless_told_not_to(docs: Path, tmp_path: Path, flag: str, is_fitted: bool) -> None:
+    assert run("build", docs, "--index", tmp_path / "index", "--encoder", "hash", flag).exit_code == 0
+    manifest = read_manifest(tmp_path / "index")
+    assert (manifest.calibration is not None) == is_fitted == (manifest.floor > 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("docs/doc0[12].txt", {"doc01.txt", "doc02.txt"}),
+        ("docs/*9.txt", {"doc09.txt", "doc19.txt"}),
+        ("**/doc1?.txt", {f"doc1{i}.txt" for i in range(10)}),
+        ("docs/doc03.txt", {"doc03.txt"}),
+    ],
+)
+def test_patterns_name_documents(
+    docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: set[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built = run("build", pattern, "--index", "index", "--encoder", "hash")
+    assert built.exit_code == 0, built.stderr
+    assert sources(tmp_path / "index") == expected
+
+
+def test_stdin_is_a_document(tmp_path: Path) -> None:
+    built = run("build", "-", "--index", tmp_path / "index", "--encoder", "hash", stdin="A text about cheese.\n")
+    assert built.exit_code == 0, built.stderr
+    found = run("search", "cheese", "--index", tmp_path / "index")
+    assert found.stdout.splitlines()[1:] == ["   stdin:1", "   A text about cheese.", ""]
+
+
+def test_update_delete_and_compact_say_what_they_did(docs: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    run("build", docs, "--index", index, "--encoder", "hash")
+    (docs / "doc00.txt").unlink()
+    (docs / "doc01.txt").write_text("A text that has changed.")
+    (docs / "new.txt").write_text("A new text.")
+    updated = run("update", "--index", index)
+    assert "2 files read, 18 unchanged, 1 removed; 20 documents, 20 passages (2 new, " in updated.stderr
+    assert "0 files read, 20 unchanged, 0 removed; 20 documents" in run("update", "--index", index).stderr
+    deleted = run("delete", "*/doc1?.txt", f"{docs}/new.txt", "--index", index)
+    assert "11 documents removed; 9 documents, 9 passages in " in deleted.stderr
+    assert "0 removed; 9 documents" in run("update", "--index", index).stderr
+    compacted = run("compact", "--index", index)
+    assert "13 deleted passages cleared away; 9 documents, 9 passages in " in compacted.stderr
+    assert sources(index) == {f"doc0{i}.txt" for i in range(1, 10)}
+    named = run("update", docs / "new.txt", "--index", index)  # what is named comes back
+    assert "1 files read" in named.stderr
+    assert "new.txt" in sources(index)
 
 
 def test_skipped_files_are_shown_each_on_its_line(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "good.txt").write_text("Text.")
-    (docs / "bad.txt").write_bytes(b"\0")
-    (docs / "a.pdf").write_bytes(b"%PDF")
+    (docs / "bad.txt").write_bytes(b"\0\1\2\0")
+    (docs / "a.zip").write_bytes(b"PK")
     built = run("build", docs, "--index", tmp_path / "index", "--encoder", "hash")
-    assert built.stderr.split("\n")[0].endswith("2 files skipped")
-    assert f"skipped {docs}/a.pdf: unknown kind '.pdf'; known kinds: " in built.stderr
-    assert f"skipped {docs}/bad.txt: it is not text" in built.stderr
-
+    assert built.stderr.split("\n")[0].endswith("2 skipped")
+    assert f"skipped {docs}/a.zip: unknown kind '.zip'; known kinds: " in built.stderr
+    assert f"skipped {docs}/bad.txt: " in built.stderr
     for i in range(60):
         (docs / f"{i}.zip").write_bytes(b"PK")
     built = run("build", docs, "--index", tmp_path / "index", "--encoder", "hash")
-    assert "62 files skipped" in built.stderr
+    assert "62 skipped" in built.stderr
     assert built.stderr.strip().endswith("skipped 12 more")
+
+
+def test_a_damaged_index_is_one_line_and_a_build_mends_it(docs: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    run("build", docs, "--index", index, "--encoder", "hash")
+    (path,) = index.glob("*/passages.jsonl")
+    os.truncate(path, 10)
+    for command in (["search", "bridge"], ["info"], ["explain", "bridge"], ["tune"], ["update"], ["delete", "*"]):
+        result = run(*command, "--index", index)
+        assert (result.exit_code, result.stdout) == (2, ""), command
+        assert "is damaged (" in result.stderr
+        assert "passages.jsonl" in result.stderr
+        assert f"rebuild it with: python -m retrieval build DOCUMENTS --index {index}" in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert run("build", docs, "--index", index, "--encoder", "hash").exit_code == 0
+    assert run("search", "bridge", "--index", index).exit_code == 0
+
+
+# evaluate -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """A collection of 30 documents and three questions, each with the one document that has its number."""
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    rows = [{"_id": f"d{i}", "title": f"T{i}", "text": f"The tower number{i} stands."} for i in range(30)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    queries = [{"_id": f"q{i}", "text": f"where is number{i}"} for i in range(3)]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(3))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    return folder
+
+
+def test_evaluate_measures_each_way_and_writes_a_run(beir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ir_measures")
+    result = run("evaluate", beir, "--encoder", "hash", "--run-file", tmp_path / "run.txt")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"3 questions, {beir}"
+    assert lines[1].split() == ["nDCG@10", "Recall@10", "Recall@100", "MRR@10"]
+    assert [line[:10].strip() for line in lines[2:]] == ["words", "vectors", "rrf", "in use"]
+    assert lines[2].split()[1:] == ["1.000"] * 4
+    first = [line.split() for line in (tmp_path / "run.txt").read_text().splitlines()]
+    assert [row[2] for row in first if row[3] == "1"] == ["d0", "d1", "d2"]
+    assert {row[5] for row in first} == {"parley"}
+
+
+def test_evaluate_with_an_index_of_the_corpus(beir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ir_measures")
+    run("build", beir / "corpus.jsonl", "--index", tmp_path / "index", "--encoder", "hash", "--no-calibrate")
+    content = json.loads(run("evaluate", beir, "--index", tmp_path / "index", "--json").stdout)
+    assert content == json.loads(run("evaluate", beir, "--encoder", "hash", "--json").stdout)
+    assert list(content) == ["words", "vectors", "rrf", "in use"]
+    assert content["words"]["MRR@10"] == 1.0
+
+
+def test_evaluate_with_an_index_of_something_else(beir: Path, docs: Path, tmp_path: Path) -> None:
+    run("build", docs, "--index", tmp_path / "index", "--encoder", "hash", "--no-calibrate")
+    result = run("evaluate", beir, "--index", tmp_path / "index")
+    assert result.exit_code == 2
+    assert "holds none of the documents that" in result.stderr
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+
+HAS_RAY = importlib.util.find_spec("ray") is not None
+BUILD = "build {docs} --index {new} --encoder hash"
 
 
 @pytest.mark.parametrize(
@@ -85,82 +209,106 @@ def test_skipped_files_are_shown_each_on_its_line(tmp_path: Path) -> None:
         ("build --index {new}", "Missing argument 'PATHS...'"),
         ("build {docs}", "Missing option '--index'"),
         ("build {tmp}/nothing --index {new} --encoder hash", "nothing' does not exist"),
-        ("build {index} --index {new} --encoder hash", "holds no document that can be read"),
+        ("build {tmp}/*.nothing --index {new} --encoder hash", "*.nothing' matches no file"),
+        ("build {tmp}/empty --index {new} --encoder hash", "holds no document that can be read; known kinds: "),
+        ("build {tmp}/odd.xyz --index {new} --encoder hash", "unknown kind '.xyz'; known kinds: "),
+        ("build - --index {new} --encoder hash", "cannot read 'stdin': it holds no text"),
         ("build {docs} --index {docs} --encoder hash", "is not empty and holds no index"),
         ("build {docs} --index {docs}/doc00.txt --encoder hash", "is a file; an index is a folder"),
         ("build {docs} --index {new} --encoder ./nowhere", "model directory './nowhere' does not exist"),
         ("build {docs} --index {new} --encoder no-such-model-here", "model 'no-such-model-here'"),
-        ("build {docs} --index {new} --encoder hash --window 0", "window is 0; it must be at least 1"),
-        ("build {docs} --index {new} --encoder hash --window x", "Invalid value for '--window'"),
-        ("build {docs} --index {new} --encoder hash --stride 4", "stride is 4; it must be from 1 to the window (3)"),
-        ("build {docs} --index {new} --encoder hash --max-chars 10", "max_chars is 10; it must be at least 50"),
-        ("build {docs} --index {new} --encoder hash --floor 2", "floor is 2.0; it is a cosine, from -1 to 1"),
-        ("build {docs} --index {new} --encoder ./x --device toaster", "device 'toaster' cannot be used"),
+        ("build {docs} --index {new} --encoder ./x --device toaster", "device 'toaster'"),
+        (f"{BUILD} --window 0", "window is 0; it must be at least 1"),
+        (f"{BUILD} --window x", "Invalid value for '--window'"),
+        (f"{BUILD} --stride 4", "stride is 4; it must be from 1 to the window (3)"),
+        (f"{BUILD} --max-chars 10", "max_chars is 10; it must be at least 50"),
+        (f"{BUILD} --max-tokens 1", "max_tokens is 1; it must be at least 16"),
+        (f"{BUILD} --floor 2", "floor is 2.0; "),
+        (f"{BUILD} --workers 0", "--workers 0 must be at least 1"),
+        (f"{BUILD} --weight 2", "weight is 2.0; the cosine's share must be from 0 to 1"),
+        (f"{BUILD} --fusion both", "'both' is not one of 'weighted', 'rrf', 'dense', 'lexical'"),
+        (f"{BUILD} --language klingon", "error: no stemmer for the language 'klingon'; known: none, arabic"),
+        (f"{BUILD} --max-memory 1", "memory_mb is 1; a reader needs at least"),
+        (f"{BUILD} --max-seconds 0", "seconds is 0; it must be more than 0"),
+        (f"{BUILD} --bogus", "No such option"),
+        ("update --index {new}", "there is no index in"),
+        ("update {tmp}/nothing --index {index}", "nothing' does not exist"),
+        ("update --index {index} --workers 0", "--workers 0 must be at least 1"),
+        ("delete --index {index}", "Missing argument 'NAMES...'"),
+        ("delete nothing --index {index}", "'nothing' fits no document of index"),
+        ("delete x --index {new}", "there is no index in"),
+        ("compact --index {new}", "there is no index in"),
         ("search bridge", "Missing option '--index'"),
         ("search --index {index}", "Missing argument 'QUERY...'"),
         ("search bridge --index {new}", "there is no index in"),
         ("search bridge --index {docs}", "there is no index in"),
         ("search bridge --index {index} -k 0", "k is 0; it must be at least 1"),
+        ("search bridge --index {index} -k x", "Invalid value for '-k'"),
         ("search bridge --index {index} --encoder ./nowhere", "model directory './nowhere' does not exist"),
+        ("search bridge --index {index} --where nonsense", "'nonsense' is no condition; write FIELD=VALUE"),
+        ("search bridge --index {index} --expand -1", "expand is -1; the number of neighbours must be at least 0"),
+        ("search bridge --index {index} --rerank ./nowhere", "model directory './nowhere' does not exist"),
+        ("explain bridge --index {index} -k 0", "k is 0; it must be at least 1"),
+        ("explain bridge --index {index} --near -1", "near is -1; the number of near misses must be at least 0"),
+        ("explain --index {index}", "Missing argument 'QUERY...'"),
         ("info --index {new}", "there is no index in"),
         ("info", "Missing option '--index'"),
-        ("tune", "No such command 'tune'"),
-        ("build {docs} --index {new} --bogus", "No such option"),
+        ("evaluate {tmp}/none", "is no BEIR collection"),
+        ("evaluate {docs}", "is no BEIR collection: it has no corpus.jsonl"),
+        ("tune", "Missing option '--index'"),
+        ("tune --index {index} --windows x", "--windows x: write whole numbers with commas, as in 2,3,5"),
+        ("tune --index {index} --windows 0", "window is 0; it must be at least 1"),
+        ("tune --index {new}", "there is no index in"),
+        ("tune {docs} --index {new} --windows 2, --encoder hash", "--windows 2,: write whole numbers"),
+        ("doctor --index {new}", "there is no index in"),
+        ("nonsense", "No such command 'nonsense'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
     corpus: Path, index: Path, tmp_path: Path, arguments: str, message: str
 ) -> None:
-    filled = arguments.format(docs=corpus, index=index, tmp=tmp_path, new=tmp_path / "new")
-    result = run(*filled.split())
-    assert result.exit_code == 2
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd.xyz").write_text("Text.")
+    before = (index / "manifest.json").read_bytes()
+    filled = [part.format(docs=corpus, index=index, tmp=tmp_path, new=tmp_path / "new") for part in arguments.split()]
+    result = run(*filled)
+    assert result.exit_code == 2, result.stderr
     assert message in result.stderr
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
     assert not (tmp_path / "new").exists()
+    assert (index / "manifest.json").read_bytes() == before
 
 
-def test_an_empty_query_is_an_error(index: Path) -> None:
-    assert "the query is empty" in run("search", " ", "--index", index).stderr
+def test_an_unknown_factory_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    result = run("build", corpus, "--index", tmp_path / "new", "--encoder", "hash", "--factory", "nonsense")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: Faiss cannot build an index 'nonsense' of 256 dimensions (")
+    assert result.stderr.count("\n") == 1
 
 
-def test_a_damaged_index_is_one_line(index: Path) -> None:
-    (path,) = index.glob("*/passages.jsonl")
-    os.truncate(path, 10)
-    for command in (["search", "bridge"], ["info"]):
-        result = run(*command, "--index", index)
-        assert result.exit_code == 2
-        assert "is damaged (passages.jsonl: 10 bytes" in result.stderr
+@pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
+def test_ray_must_be_installed(corpus: Path, tmp_path: Path) -> None:
+    result = run("build", corpus, "--index", tmp_path / "new", "--encoder", "hash", "--ray", "local")
+    assert result.exit_code == 2
+    assert 'Ray is not installed; get it with: pip install "parley[ray]"' in result.stderr
+
+
+@pytest.mark.parametrize("command", ["search", "explain"])
+def test_an_empty_query_is_an_error(index: Path, command: str) -> None:
+    result = run(command, " ", "--index", index)
+    assert (result.exit_code, result.stderr) == (2, "error: the query is empty; say what to search for\n")
+
+
+# On a terminal ------------------------------------------------------------------------------------------------------
 
 
 def test_a_terminal_sees_progress(corpus: Path, tmp_path: Path) -> None:
     arguments = ["-m", "retrieval", "build", str(corpus), "--index", str(tmp_path / "index"), "--encoder", "hash"]
     child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", dimensions=(40, 200), timeout=60)
-    child.expect("20 passages, [0-9]+/s")
-    child.expect("20 files, 20 passages in")
+    child.expect("20 passages, [0-9]+/s, [0-9]+ MB")
+    child.expect("20 files read; 20 documents, 20 passages")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
-
-
-def test_build_index_streams_and_reports(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches: list[int] = []
-
-    class Counting(HashEncoder):
-        def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-            batches.append(len(texts))
-            return super().encode(texts)
-
-    monkeypatch.setattr("retrieval.build.BATCH_PASSAGES", 16)
-    progress: list[tuple[int, int, int]] = []
-    settings = SplitSettings(window=1, stride=1, min_chars=0)
-    report = build_index(
-        [corpus], tmp_path / "index", Counting(), settings, on_progress=lambda *now: progress.append(now)
-    )
-    assert (report.num_documents, report.num_passages, report.skipped) == (20, 60, ())
-    assert report.passages_per_second == pytest.approx(60 / report.seconds)
-    assert batches == [16, 16, 16, 12]
-    assert [num for _, _, num in progress] == [16, 32, 48, 60]
-    assert progress[-1][0] == progress[-1][1] == sum(file.stat().st_size for file in corpus.iterdir())
-    assert Store(tmp_path / "index").manifest.settings == settings
