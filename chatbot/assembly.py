@@ -34,7 +34,8 @@ def open_bot(options: Mapping[str, Any]) -> Bot:
     assembler = PromptAssembler(
         model.count_tokens, model.context_length, options["system"], examples, options["layout"]
     )
-    return Bot(model, assembler, retriever, open_moderator(options), generation, options["k"], options["floor"])
+    moderator = open_moderator(options)
+    return Bot(model, assembler, retriever, moderator, generation, options["k"], options["floor"], options["rewrite"])
 
 
 def load_model(name: str, options: Mapping[str, Any]) -> ChatModel:
@@ -44,13 +45,26 @@ def load_model(name: str, options: Mapping[str, Any]) -> ChatModel:
 
 
 def open_index(options: Mapping[str, Any]) -> Searcher:
-    """The retrieval index that the options name."""
+    """The retrieval index that the options name, or several as one."""
     from retrieval.encoders import open_encoder
+    from retrieval.filters import Filter
+    from retrieval.remote import is_remote, open_remote
     from retrieval.retriever import Retriever
+    from retrieval.several import SeveralIndexes
 
     device = _small_model_device(options)
+    where = Filter.parse(options["where"])
+    if (options["expand"] or options["rerank"]) and any(is_remote(str(index)) for index in options["index"]):
+        raise ValueError("--expand and --rerank work on an index of your own, not on Qdrant; leave them out")
     encoder = open_encoder(options["encoder"], device) if options["encoder"] else None
-    return Retriever.open(options["index"], encoder, device)
+    opened: list[Searcher] = []
+    for index in map(str, options["index"]):
+        if is_remote(index):
+            opened.append(open_remote(index, encoder, device, where))
+        else:
+            local = Retriever.open(index, encoder, device, where, options["expand"], options["rerank"])
+            opened.append(local)
+    return opened[0] if len(opened) == 1 else SeveralIndexes(opened)
 
 
 def open_moderator(options: Mapping[str, Any]) -> Moderator | None:

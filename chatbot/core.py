@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from chatbot.conversation import Conversation
 from chatbot.engines.base import ChatModel, Delta, FinishReason, Generation, Usage
+from chatbot.followups import is_follow_up, is_small_talk, rewritten
 from chatbot.prompting import Prompt, PromptAssembler
 from chatbot.streaming import sentences
 from moderation.types import ACTIONS, Moderator, Verdict
@@ -88,8 +88,9 @@ Event = Text | Notice | Done
 class Bot:
     """A chat model with what surrounds it. `retriever` and `moderator` are optional.
 
-    `k` passages are looked for. A search whose best score is below `floor` (None: the index's own, 0: never) is
-    answered with `NOT_IN_DOCUMENTS`, without running the model.
+    `k` passages are looked for. A search whose confidence is below `floor` (None: the index's own, 0: never) is
+    answered with `NOT_IN_DOCUMENTS`, without running the model. `rewrite`: a follow-up question is searched for as the
+    model puts it, on its own, instead of together with the conversation.
     """
 
     model: ChatModel
@@ -99,6 +100,7 @@ class Bot:
     generation: Generation = DEFAULT_GENERATION
     k: int = 3
     floor: float | None = None
+    rewrite: bool = False
 
     def __post_init__(self) -> None:
         if self.floor is not None and not math.isfinite(self.floor):
@@ -150,14 +152,16 @@ class Bot:
         return bool(self.assembler.assemble(asked, [hit], self.generation.max_tokens).used)
 
     def _search(self, retriever: Searcher, conversation: Conversation) -> list[Hit]:
-        """Hits at or above the floor, best first."""
+        """Hits best first, none where the index does not answer."""
         question = conversation.last.content
         earlier = conversation.messages[:-1][-NUM_CONTEXT_MESSAGES:]
-        # A question that stands alone is searched for alone: the conversation would lend it hits above the floor.
+        # A question that stands alone is searched for alone: the conversation would lend it hits that are not its own.
         said = [message.content for message in earlier if message.role == "user"] if is_follow_up(question) else []
+        if said and self.rewrite:
+            question, said = rewritten(self.model, Conversation(earlier), question), []
         hits = retriever.search([question], self.k, ["\n".join(said)])[0]
         floor = retriever.floor if self.floor is None else self.floor
-        return [hit for hit in hits if floor == 0 or hit.score >= floor]
+        return hits if floor == 0 or (hits and hits[0].confidence >= floor) else []
 
     def stream(self, turn: Turn) -> Iterator[Event]:
         """Generate the answer. Closing the iterator stops the model; `Done` comes last otherwise."""
@@ -246,32 +250,3 @@ def _notices(what: str, verdict: Verdict | None) -> Iterator[Notice]:
     if verdict.labels and verdict.action != "allow":
         scored = ", ".join(f"{label} {verdict.scores.get(label) or 0:.2f}" for label in verdict.labels)
         yield Notice(f"moderation: {what}: {verdict.action} ({scored})")
-
-
-_SMALL_TALK = re.compile(
-    r"(hi|hello|hey|hallo|good (morning|afternoon|evening|night)|thanks?( you)?( (so|very) much)?|thx|bye|goodbye|"
-    r"see you|ok(ay)?|great|nice|cool|how are you( doing)?( today)?|who are you|what can you do|nice to meet you)"
-    r"( (there|bot|parley|everyone|all|then|again))?",
-    re.IGNORECASE,
-)
-
-_FOLLOW_UP = re.compile(
-    r"\b(it|its|he|him|his|she|her|hers|they|them|their|theirs|this|that|these|those|there|then|one|ones|more|else|"
-    r"same|other|another)\b|^(and|or|but|so|also|what about|how about|why|why not)\b",
-    re.IGNORECASE,
-)
-NUM_FOLLOW_UP_WORDS = 3
-
-
-def is_follow_up(text: str) -> bool:
-    """True where a question seems to lean on what was said before: it refers back, or has three words or fewer.
-
-    The words are English; in other languages only the length counts.
-    """
-    return len(text.split()) <= NUM_FOLLOW_UP_WORDS or bool(_FOLLOW_UP.search(text.strip()))
-
-
-def is_small_talk(text: str) -> bool:
-    """True for greetings, thanks and their like: nothing to look up, so no documents are asked."""
-    clauses = [clause.strip() for clause in re.split(r"[.,!?;:\n]+", text) if clause.strip()]
-    return all(_SMALL_TALK.fullmatch(clause) for clause in clauses)

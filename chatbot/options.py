@@ -43,10 +43,14 @@ _OPTIONS = (
     click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16."),
     # The documents
     click.option("--retrieval/--no-retrieval", default=None, help="Answer from documents.  [default: with --index]"),
-    click.option("--index", type=click.Path(path_type=Path), help="Index directory.  [default: indexes/sample]"),
+    click.option("--index", multiple=True, help="Index directory, or qdrant+URL/COLLECTION; may be repeated."),
     click.option("--encoder", help="Encoder for the index.  [default: the one it was built with]"),
     click.option("--k", type=click.IntRange(min=1), default=3, help="Passages to look for."),
-    click.option("--floor", type=float, help="Weaker hits count as nothing found; 0: never.  [default: the index's]"),
+    click.option("--floor", type=float, help="Less confidence counts as no answer; 0: never.  [default: the index's]"),
+    click.option("--where", multiple=True, metavar="COND", help="Only such documents: source=docs/*, year>=1990."),
+    click.option("--expand", type=click.IntRange(min=0), default=0, help="Neighbours shown with a passage, each side."),
+    click.option("--rerank", metavar="MODEL", help="Cross-encoder that orders the best hits anew."),
+    click.option("--rewrite/--no-rewrite", default=False, help="Search for follow-ups as the model rewrites them."),
     click.option("--layout", default="latest", help="Passages in the latest turn only, or kept in all."),
     # The prompt and the answer
     click.option("--system", default="", help="System prompt."),
@@ -75,9 +79,9 @@ def bot_options(command: _Command) -> _Command:
 def check_options(options: dict[str, Any]) -> None:
     """Fill in what follows from other flags, in place; ValueError where two contradict each other."""
     if options["retrieval"] is None:
-        options["retrieval"] = options["index"] is not None
-    if options["index"] is None:
-        options["index"] = home() / "indexes" / "sample"
+        options["retrieval"] = bool(options["index"])
+    if not options["index"]:
+        options["index"] = (str(home() / "indexes" / "sample"),)
     if options["moderation"] is None:
         options["moderation"] = options["moderation_model"] is not None
     if options["moderation"] and options["moderation_model"] is None:

@@ -177,7 +177,9 @@ def with_passages(question: str, passages: Sequence[Passage]) -> str:
     """A user turn: the instruction, `passages` numbered from 1, the question; without passages the question alone."""
     if not passages:
         return question
-    numbered = "\n\n".join(f"[{n}] {each.title}\n{each.text}" for n, each in enumerate(passages, start=1))
+    numbered = "\n\n".join(
+        f"[{n}] {each.title or each.source}\n{each.text}" for n, each in enumerate(passages, start=1)
+    )
     return f"{INSTRUCTION}\n\n{numbered}\n\n{question} {REQUEST}"
 
 

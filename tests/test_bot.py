@@ -185,7 +185,7 @@ def num_questions(conversation: Conversation) -> int:
 
 @pytest.mark.parametrize("layout", ["latest", "kept"])
 def test_forty_turns_always_fit_and_what_is_left_out_is_said(tiny_2048_model, tmp_path, layout):
-    build_index([ROOT / "docs" / "sample"], tmp_path / "index", "hash")
+    build_index([ROOT / "docs" / "sample"], tmp_path / "index", "hash", floor=0.0)
     arguments = ("--model", tiny_2048_model, "--index", tmp_path / "index", "--max-tokens", 8, "--layout", layout)
     bot = open_bot(options_for(*arguments))
     assert bot.model.context_length == 2048

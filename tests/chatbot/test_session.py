@@ -278,6 +278,8 @@ def test_a_rating_is_a_whole_record(files: Files) -> None:
                 "source": "bridge.txt",
                 "start": 3,
                 "end": 4,
+                "unit": "line",
+                "meta": {},
                 "score": 0.75,
             }
         ],
