@@ -8,16 +8,17 @@ BIN := $(VENV)/bin
 TORCH ?=
 SAMPLE := indexes/sample/manifest.json
 CHAT_MODEL := models/smollm2-135m/config.json
-ENCODER := models/minilm/config.json
+ENCODER := models/minilm/onnx/proof.json
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup chat serve test check bench format clean help
+.PHONY: setup chat serve test check bench bench-retrieval torture format clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make chat    talk to a model that answers from the sample library"
 	@echo "make serve   the same bot over HTTP on 127.0.0.1:8000"
 	@echo "make test    all tests      make check  lint and types      make bench  speed, beside its peers"
+	@echo "make torture kills, damaged indexes, hostile documents (half an hour)"
 	@echo "make setup   install only   make format  tidy the code      make clean  remove what was made"
 
 # All that is only progress goes to stderr, so that the output of `make -s chat` is the answers alone.
@@ -66,9 +67,23 @@ bench: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 	$(BIN)/python -m tools.bench.generation
 	$(BIN)/python -m tools.bench.startup
 
+# DATA=folder of BEIR data sets: nq, cranfield, npl, wikibig
+bench-retrieval: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
+	$(BIN)/python -m tools.bench.ranking $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tools.bench.encoding $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tools.bench.followups
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.bench.search_structures lexical $(if $(DATA),--data $(DATA))
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.bench.search_structures vectors $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tools.bench.scale $(if $(DATA),--data $(DATA))
+
+torture: $(VENV)/.dev
+	$(BIN)/python -m tools.torture.kills --kills 200
+	$(BIN)/python -m tools.torture.mutations --files 2000
+	$(BIN)/python -m tools.torture.documents --files 300
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) $(dir $(CHAT_MODEL) $(ENCODER) $(SAMPLE)) build *.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) $(dir $(CHAT_MODEL) $(SAMPLE)) models/minilm build *.egg-info .*_cache .hypothesis
