@@ -32,6 +32,7 @@ _CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")  # the passages of a BEIR folder
 _INDEX = frozenset({"manifest.json", "lock"})  # a folder with these is an index
 _BESIDE_CORPUS = frozenset({"queries.jsonl", "queries.jsonl.gz", "qrels"})  # one of them makes it such a folder
 # So that nothing but a record of a.jsonl can have an id that begins with 'a.jsonl#'.
+_NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # halves of characters that stand for no byte of a name
 _AMBIGUOUS = re.compile(r"(\.(?:jsonl|ndjson)(?:\.gz)?|^stdin)#", re.IGNORECASE)
 
 
@@ -250,6 +251,7 @@ def printable_path(path: PurePath) -> str:
     UTF-8 are escaped, so that the name can be printed and stored, and stands on one line. Two paths never look the
     same."""
     name = path.as_posix().replace("\\", "\\\\")
+    name = _NO_BYTE.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
     name = os.fsencode(name).decode("utf-8", "backslashreplace")
     name = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
     return _AMBIGUOUS.sub(r"\1\\#", name)

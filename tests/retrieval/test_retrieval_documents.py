@@ -311,6 +311,7 @@ def test_standard_input(data: bytes, expected: list[tuple[str, str, str, str]], 
 # Names ---------------------------------------------------------------------------------------------------------------
 
 
+@example(["\ud800"])
 @given(st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=12), max_size=3))
 def test_a_printed_path_stands_on_one_line_and_names_one_file(parts: list[str]) -> None:
     path = Path("/", *parts)
