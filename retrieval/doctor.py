@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.encoders import open_encoder
-from retrieval.indexing import changes, check_encoder
+from retrieval.indexing import changes, encoder_of
 from retrieval.manifest import Manifest, read_manifest
+from retrieval.passages import folded
 from retrieval.segment import Segment
 from retrieval.store import Store, leftovers
 from retrieval.types import Encoder
@@ -60,19 +60,17 @@ def examine(index: str | Path, encoder: str | Encoder | None = None, device: str
 def _encoder(store: Store, encoder: str | Encoder | None, device: str | None) -> Iterator[Finding]:
     built_with = store.manifest.encoder
     try:
-        if encoder is None or isinstance(encoder, str):
-            encoder = open_encoder(encoder or built_with.name, device)
-        check_encoder(encoder, store.manifest, store.index)
+        opened = encoder_of(store.manifest, store.index, encoder, device)
     except ValueError as error:
         yield Finding("encoder", built_with.name, str(error), "pass --encoder with the one the index was built with")
         return
-    worst = _worst_cosine(store, encoder)
+    worst = _worst_cosine(store, opened)
     if worst < MIN_COSINE:
         problem = f"a stored vector has a cosine of {worst:.3f} with its own passage, encoded now"
         yield Finding("encoder", built_with.name, problem, "rebuild the index")
     else:
         yield Finding("encoder", f"{built_with.name}, same as at the build; stored vectors agree to {worst:.4f}")
-    yield _lengths(store, encoder)
+    yield _lengths(store, opened)
 
 
 def _spread(store: Store, num: int) -> Iterator[tuple[Segment, list[int]]]:
@@ -104,17 +102,18 @@ def _lengths(store: Store, encoder: Encoder) -> Finding:
 def _sources(store: Store) -> Finding:
     """Files that changed, came or went since the index was made."""
     try:
-        changed, gone, num_same, skipped = changes(store)
+        found = changes(store)
     except ValueError as error:
         return Finding("sources", str(error), "", "")
-    held = store.files()
-    num_new = sum(1 for file in changed if file.source not in held)
-    unread = f", {len(skipped)} cannot be read" if skipped else ""
-    if not changed and not gone:
-        return Finding("sources", f"all {num_same} files are as they were indexed{unread}")
-    names = [file.source for file in changed] + sorted(gone)
+    num_new = sum(1 for file in found.files if file.source not in found.held)
+    unread = f", {len(found.skipped)} cannot be read" if found.skipped else ""
+    if not found.files and not found.gone:
+        return Finding("sources", f"all {found.num_same} files are as they were indexed{unread}")
+    names = [file.source for file in found.files] + sorted(found.gone)
     shown = ", ".join(islice(names, 5)) + (", ..." if len(names) > 5 else "")
-    problem = f"{len(changed) - num_new} files changed, {num_new} are new, {len(gone)} are gone{unread}: {shown}"
+    problem = (
+        f"{len(found.files) - num_new} files changed, {num_new} are new, {len(found.gone)} are gone{unread}: {shown}"
+    )
     return Finding("sources", problem, problem, f"python -m retrieval update --index {store.index}")
 
 
@@ -124,7 +123,7 @@ def _duplicates(store: Store) -> Finding:
     repeated: list[str] = []
     num = 0
     for _, passage in store.live_passages():
-        digest = hashlib.blake2b(" ".join(passage.text.casefold().split()).encode("utf-8", "replace"), digest_size=8)
+        digest = hashlib.blake2b(folded(passage.text).encode("utf-8", "replace"), digest_size=8)
         if digest.digest() in seen:
             num += 1
             if len(repeated) < 3:

@@ -61,6 +61,11 @@ def open_encoder(name: str, device: str | None = None, precision: Precision = "a
     return TorchEncoder(base, device)
 
 
+def as_encoder(encoder: str | Encoder | None, default: str, device: str | None = None) -> Encoder:
+    """An encoder as it is, or the one of a name, by default of the name `default`; raises as `open_encoder` does."""
+    return open_encoder(encoder or default, device) if encoder is None or isinstance(encoder, str) else encoder
+
+
 def default_floor(name: str) -> float:
     """The measured floor of the encoder called `name`, in whatever precision; 0.0 where none was measured."""
     return FLOORS.get(Path(_named_precision(name, "auto")[0]).name.lower(), 0.0)

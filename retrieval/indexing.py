@@ -16,13 +16,13 @@ from common.files import read_json, write_json
 from retrieval.abstention import fit_floor
 from retrieval.ann import check_factory
 from retrieval.documents import Limits, SourceFile, find_files
-from retrieval.encoders import default_floor, open_encoder
+from retrieval.encoders import as_encoder, default_floor
 from retrieval.fusion import UNRELATED, baseline_of
 from retrieval.manifest import EncoderInfo, IndexSettings, Manifest, now
 from retrieval.naming import fits, is_under, matching
 from retrieval.pool import Source
 from retrieval.runners import OnProgress, Runner, run_here
-from retrieval.segment import Segment
+from retrieval.segment import FileRecord, Segment
 from retrieval.shards import ShardResult, content_sum, make_shards, plan_key
 from retrieval.store import WORK, Store, commit, discard, leftovers, replace_segments, sweep, writing
 from retrieval.types import Encoder
@@ -91,7 +91,7 @@ def build_index(
     with writing(index, create=True):
         try:
             # What can be wrong with the arguments should show before the encoder takes its seconds to load.
-            encoder = open_encoder(encoder, device) if isinstance(encoder, str) else encoder
+            encoder = as_encoder(encoder, DEFAULT_ENCODER, device)
             check_factory(encoder.dim, settings.factory)
             started = time.perf_counter()
             fusion = replace(settings.fusion, baseline=round(baseline_of(encoder.encode(UNRELATED)), 3))
@@ -157,26 +157,26 @@ def update_index(
         store = Store(index)
         manifest = store.manifest
         given = [str(path) for path in paths] or _sources(manifest, index)
-        changed, gone, num_unchanged, skipped = changes(store, given)
+        found = changes(store, given)
+        skipped = found.skipped
         results: list[ShardResult] = []
-        if not changed and not gone:
+        if not found.files and not found.gone:
             sweep(index, manifest)
-            return Report.of(index, manifest, 0.0, num_unchanged=num_unchanged, skipped=tuple(skipped))
+            return Report.of(index, manifest, 0.0, num_unchanged=found.num_same, skipped=tuple(skipped))
         started = time.perf_counter()
-        if changed:
-            encoder = _encoder_of(manifest, index, encoder, device)
+        if found.files:
+            encoder = encoder_of(manifest, index, encoder, device)
             started = time.perf_counter()
-            held = store.files()
             known = [
                 _source(store.segments[number], record.first, record.count)
-                for file in changed
-                for number, record in held.get(file.source, ())
+                for file in found.files
+                for number, record in found.held.get(file.source, ())
             ]
             work = _Work(index, "update", encoder, manifest.settings, store)
-            results = work.run(changed, known, run, limits, on_progress)
+            results = work.run(found.files, known, run, limits, on_progress)
         replaced = {source for result in results for source in result.sources}
         skipped += [skip for result in results for skip in result.skipped]
-        manifest = _without(store, gone | replaced)
+        manifest = _without(store, found.gone | replaced)
         segments = tuple(segment for result in results for segment in result.segments)
         manifest = replace(
             manifest,
@@ -193,8 +193,8 @@ def update_index(
         manifest,
         time.perf_counter() - started,
         num_read=len(replaced),
-        num_unchanged=num_unchanged,
-        num_removed=len(gone),
+        num_unchanged=found.num_same,
+        num_removed=len(found.gone),
         num_new_passages=sum(segment.num_passages for segment in segments),
         skipped=tuple(skipped),
     )
@@ -266,10 +266,9 @@ def _readable(index: Path) -> Store | None:
         return None
 
 
-def _encoder_of(manifest: Manifest, index: Path, encoder: str | Encoder | None, device: str | None) -> Encoder:
-    if encoder is None:
-        encoder = manifest.encoder.name
-    opened = open_encoder(encoder, device) if isinstance(encoder, str) else encoder
+def encoder_of(manifest: Manifest, index: Path, encoder: str | Encoder | None, device: str | None) -> Encoder:
+    """The encoder of an index, or the one that is given for it. Raises as `open_encoder` and `check_encoder` do."""
+    opened = as_encoder(encoder, manifest.encoder.name, device)
     check_encoder(opened, manifest, index)
     return opened
 
@@ -297,10 +296,21 @@ def _sources(manifest: Manifest, index: Path) -> list[str]:
     return list(manifest.sources)
 
 
-def changes(store: Store, paths: Sequence[str] = ()) -> tuple[list[SourceFile], set[str], int, list[tuple[str, str]]]:
-    """What an update from `paths`, by default the index's own sources, would find: files to read, since they are new
-    or have changed; sources that are gone; the number of files that are as they were; (source, reason) of what cannot
-    be read. Raises ValueError as `update_index` does."""
+@dataclass(frozen=True)
+class Changes:
+    """What an update would find. files: to read, since they are new or have changed. gone: sources. num_same: files
+    that are as they were. skipped: (source, reason) of what cannot be read. held: see `Store.files`."""
+
+    files: list[SourceFile]
+    gone: set[str]
+    num_same: int
+    skipped: list[tuple[str, str]]
+    held: Mapping[str, list[tuple[int, FileRecord]]]
+
+
+def changes(store: Store, paths: Sequence[str] = ()) -> Changes:
+    """What an update from `paths`, by default the index's own sources, would find. Raises ValueError as
+    `update_index` does."""
     skipped: list[tuple[str, str]] = []
     given = list(paths) or _sources(store.manifest, store.index)
     held = store.files()
@@ -324,7 +334,7 @@ def changes(store: Store, paths: Sequence[str] = ()) -> tuple[list[SourceFile], 
         changed.append(file)
     found = {file.source for file in files} | {source for source, _ in skipped}
     gone = {source for source in held if source not in found and is_under(source, given)}
-    return changed, gone, num_same, skipped
+    return Changes(changed, gone, num_same, skipped, held)
 
 
 def _without(store: Store, sources: set[str]) -> Manifest:

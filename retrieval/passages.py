@@ -91,6 +91,11 @@ def subject(title: str, document: str) -> str:
     return title.partition(" > ")[0] or document
 
 
+def folded(text: str) -> str:
+    """What texts that count as one have in common: case and white space make no difference."""
+    return " ".join(text.casefold().split())
+
+
 def titled(title: str, text: str) -> str:
     """`text` with its title before it, where it has one."""
     return f"{title}. {text}" if title else text

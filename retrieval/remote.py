@@ -23,7 +23,7 @@ from retrieval.encoders import cached, open_encoder
 from retrieval.filters import Filter
 from retrieval.fusion import NUM_SMOOTHED, fuse, smooth
 from retrieval.lexical import WeightedQuery, parse_query
-from retrieval.passages import embedding_text, subject
+from retrieval.passages import embedding_text, folded, subject
 from retrieval.qdrant import (
     DENSE,
     CollectionInfo,
@@ -36,7 +36,7 @@ from retrieval.qdrant import (
     read_info,
     resolve,
 )
-from retrieval.retriever import CONTEXT_CHARS, CONTEXT_WEIGHT, NUM_CANDIDATES, QUERY_WEIGHT
+from retrieval.retriever import NUM_CANDIDATES, mixed_vectors
 from retrieval.tokens import Tokenizer
 from retrieval.types import Encoder, Hit, Passage
 from retrieval.uploading import upload, upload_command
@@ -160,7 +160,7 @@ class QdrantRetriever:
             return results
         self._refresh()
         texts, said = [queries[i] for i in asked], [contexts[i] if contexts else "" for i in asked]
-        vectors = self._query_vectors(texts, said)
+        vectors = mixed_vectors(self._encoder, texts, said)
         words = [parse_query(query, context, self._info.lexical) for query, context in zip(texts, said, strict=True)]
         with one_line_errors(self._url):
             for i, found in zip(asked, self._candidates(vectors, words, k), strict=True):
@@ -175,24 +175,13 @@ class QdrantRetriever:
             _check_encoder(self._encoder, info, self._collection)
             self._info, self._idf, self._is_resolved = info, {}, not self._where
 
-    def _query_vectors(self, queries: Sequence[str], contexts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, dim) unit vectors, each mixed with its context where that is not blank: as `Retriever.query_vectors`."""
-        followups = [i for i, context in enumerate(contexts) if context.strip()]
-        vectors = self._encoder.encode(
-            [*queries, *(f"{contexts[i].strip()[-CONTEXT_CHARS:]}\n{queries[i]}" for i in followups)]
-        )
-        own, whole = vectors[: len(queries)].copy(), vectors[len(queries) :]
-        own[followups] = QUERY_WEIGHT * own[followups] + CONTEXT_WEIGHT * whole
-        own /= np.linalg.norm(own, axis=1, keepdims=True)
-        return own
-
     def _candidates(self, vectors: NDArray[np.float32], words: Sequence[WeightedQuery], k: int) -> list[_Found]:
         """For each query, enough candidates for `k` different texts where there are as many."""
         num = max(NUM_CANDIDATES, 2 * k)
         found = self._ask(vectors, words, num)
         for i, candidates in enumerate(found):
             wanted = num
-            while len(candidates) >= wanted and len({_folded(each) for each in candidates.passages}) < k:
+            while len(candidates) >= wanted and len({folded(each.text) for each in candidates.passages}) < k:
                 wanted *= 4
                 candidates = self._ask(vectors[i : i + 1], words[i : i + 1], wanted)[0]
             found[i] = candidates
@@ -260,7 +249,7 @@ class QdrantRetriever:
         texts: set[str] = set()
         hits: list[Hit] = []
         for passage, score in zip(found.passages, found.scores.tolist(), strict=True):
-            text = _folded(passage)
+            text = folded(passage.text)
             if text not in texts and len(hits) < k:
                 texts.add(text)
                 hits.append(Hit(passage, score, confidence))
@@ -287,11 +276,6 @@ def _ranks(scores: NDArray[np.float32], places: NDArray[np.int64], num: int) -> 
 def _natural(passage: Passage) -> tuple[str, int, int, str]:
     """Sorts passages about as the index has them, to order equal scores."""
     return passage.source, passage.start, len(passage.id), passage.id
-
-
-def _folded(passage: Passage) -> str:
-    """Two passages that differ in case or white space alone are the same text."""
-    return " ".join(passage.text.casefold().split())
 
 
 def _first_info(client: QdrantClient, url: str, collection: str) -> CollectionInfo:

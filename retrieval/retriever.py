@@ -14,10 +14,10 @@ from retrieval.abstention import Judge
 from retrieval.encoders import cached, open_encoder
 from retrieval.expansion import joined, neighbourhood
 from retrieval.filters import Filter
-from retrieval.fusion import FusionSettings
 from retrieval.indexing import check_encoder
 from retrieval.lexical import WeightedQuery, parse_query
 from retrieval.manifest import Manifest
+from retrieval.passages import folded
 from retrieval.ranking import Candidates, Ranker
 from retrieval.reranking import Reranker, open_reranker
 from retrieval.store import Place, Store
@@ -171,15 +171,8 @@ class Retriever:
                     raise
 
     def query_vectors(self, queries: Sequence[str], contexts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, dim) unit vectors, each mixed with its context where that is not blank; one call to the encoder."""
-        followups = [i for i, context in enumerate(contexts) if context.strip()]
-        vectors = self._encoder.encode(
-            [*queries, *(f"{contexts[i].strip()[-CONTEXT_CHARS:]}\n{queries[i]}" for i in followups)]
-        )
-        own, whole = vectors[: len(queries)].copy(), vectors[len(queries) :]
-        own[followups] = QUERY_WEIGHT * own[followups] + CONTEXT_WEIGHT * whole
-        own /= np.linalg.norm(own, axis=1, keepdims=True)
-        return own
+        """(n, dim) unit vectors, see `mixed_vectors`."""
+        return mixed_vectors(self._encoder, queries, contexts)
 
     def words(self, opened: Opened, queries: Sequence[str], contexts: Sequence[str]) -> list[WeightedQuery]:
         """For each query its words, and with less weight those of its context."""
@@ -192,17 +185,16 @@ class Retriever:
         vectors: NDArray[np.float32],
         words: Sequence[WeightedQuery],
         k: int,
-        fusion: FusionSettings | None = None,
     ) -> list[Candidates]:
         """Candidates for each query, enough of them for `k` hits where there are as many."""
         enough = self._num_texts(k)
         num = max(NUM_CANDIDATES, 2 * enough)
-        found = opened.ranker.rank(vectors, words, num, self._where, fusion)
+        found = opened.ranker.rank(vectors, words, num, self._where)
         for i, candidates in enumerate(found):
             wanted = num
             while len(candidates) >= wanted and len(self._distinct(opened, candidates, enough)) < enough:
                 wanted *= 4
-                candidates = opened.ranker.rank(vectors[i : i + 1], [words[i]], wanted, self._where, fusion)[0]
+                candidates = opened.ranker.rank(vectors[i : i + 1], [words[i]], wanted, self._where)[0]
             found[i] = candidates
         return found
 
@@ -221,7 +213,7 @@ class Retriever:
         for number in order if order is not None else range(len(candidates)):
             place = (int(candidates.segments[number]), int(candidates.ids[number]))
             segment = opened.store.segments[place[0]]
-            text = _normal(segment.own_text(place[1]))
+            text = folded(segment.own_text(place[1]))
             if place in shown:
                 yield number, f"shown with {shown[place]}, its neighbour"
             elif text in texts:
@@ -286,15 +278,20 @@ class Retriever:
         numbers: dict[str, int] = {}
         places = zip(candidates.segments.tolist(), candidates.ids.tolist(), strict=True)
         for number, (segment, i) in enumerate(places):
-            numbers.setdefault(_normal(opened.store.segments[segment].own_text(i)), number)
+            numbers.setdefault(folded(opened.store.segments[segment].own_text(i)), number)
             if len(numbers) == num:
                 break
         return list(numbers.values())
 
 
-def _normal(text: str) -> str:
-    """What texts that count once have in common: case and white space make no difference."""
-    return " ".join(text.casefold().split())
+def mixed_vectors(encoder: Encoder, queries: Sequence[str], contexts: Sequence[str]) -> NDArray[np.float32]:
+    """(n, dim) unit vectors, each mixed with its context where that is not blank; one call to the encoder."""
+    followups = [i for i, context in enumerate(contexts) if context.strip()]
+    vectors = encoder.encode([*queries, *(f"{contexts[i].strip()[-CONTEXT_CHARS:]}\n{queries[i]}" for i in followups)])
+    own, whole = vectors[: len(queries)].copy(), vectors[len(queries) :]
+    own[followups] = QUERY_WEIGHT * own[followups] + CONTEXT_WEIGHT * whole
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    return own
 
 
 def _check_reach(reach: int) -> None:

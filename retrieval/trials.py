@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retrieval.encoders import open_encoder
+from retrieval.encoders import as_encoder
 from retrieval.evaluate import Beir, measure
 from retrieval.filters import Filter
-from retrieval.indexing import DEFAULT_ENCODER, build_index, check_encoder
+from retrieval.indexing import DEFAULT_ENCODER, build_index, encoder_of
 from retrieval.lexical import parse_query
 from retrieval.ranking import Ranker
 from retrieval.runners import OnProgress
@@ -45,21 +45,14 @@ def evaluate_index(
     """
     with tempfile.TemporaryDirectory(prefix="parley-evaluate-") as scratch:
         if index is None:
-            opened = _opened(encoder, DEFAULT_ENCODER, device)
+            opened = as_encoder(encoder, DEFAULT_ENCODER, device)
             index = Path(scratch) / "index"
             build_index([data.corpus], index, opened, calibrate=False, on_progress=on_progress)
             store = Store(index)
         else:
             store = Store(index)
-            opened = _opened(encoder, store.manifest.encoder.name, device)
-            check_encoder(opened, store.manifest, index)
+            opened = encoder_of(store.manifest, index, encoder, device)
         return _measured(data, store, opened)
-
-
-def _opened(encoder: str | Encoder | None, default: str, device: str | None) -> Encoder:
-    if encoder is None or isinstance(encoder, str):
-        return open_encoder(encoder or default, device)
-    return encoder
 
 
 def _measured(data: Beir, store: Store, encoder: Encoder) -> dict[str, Result]:
