@@ -3,7 +3,7 @@
     from retrieval.fusion import FusionSettings, fuse, smooth
     scores = fuse(cosines, bm25, upper_bound)                 # n candidates -> n scores
     best = np.argsort(-scores, kind="stable")[:NUM_SMOOTHED]
-    scores[best] = smooth(scores[best], vectors[best])        # then sort these again
+    scores[best] = smooth(scores[best], vectors[best], shares=shares_of(bm25[best], upper_bound))  # then sort again
 
 The score is weight * cosine + (1 - weight) * BM25 / upper bound. Both parts mean the same for every query (how near is
 the text; what share of the query's words, by rarity, does it hold), so that scores of different queries can be
@@ -11,7 +11,8 @@ compared, which ranks and scores scaled by each query's best hit cannot. Both si
 candidate, also for one that only the other side found.
 
 Then the best candidates lend score to one another where their texts are much alike: a passage is more likely to answer
-where passages like it do too (score regularisation: Diaz, CIKM 2005, https://doi.org/10.1145/1099554.1099722).
+where passages like it do too (score regularisation: Diaz, CIKM 2005, https://doi.org/10.1145/1099554.1099722). Not so
+where it holds words of the query that they lack, such as the part number that was asked for.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ RRF_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 # best; 3 to 10 neighbours did alike. A passage outside the first 30 never overtakes one inside: see `smooth`.
 NUM_SMOOTHED = 30
 NUM_NEIGHBOURS = 8
+# A passage whose share of the query's words exceeds another's by so much is not smoothed with it. Without this rule 38
+# of 60 one-sentence passages that differ in a number were first for it, with 0.2 or 0.3 all; nDCG@10 stayed the same.
+LEAD = 0.2
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class FusionSettings:
 
     method: Method = "weighted"
     weight: float = 0.58
-    smoothing: float = 0.7
+    smoothing: float = 0.6
     similarity: float = 0.5
     baseline: float = 0.0
 
@@ -91,8 +95,12 @@ def fuse(
             _ranks(cosines) if dense_ranks is None else dense_ranks,
             _ranks(words, above=0.0) if lexical_ranks is None else lexical_ranks,
         )
-    share = words / upper_bound if upper_bound > 0 else words
-    return settings.weight * _rebased(cosines, settings) + (1 - settings.weight) * share
+    return settings.weight * _rebased(cosines, settings) + (1 - settings.weight) * shares_of(words, upper_bound)
+
+
+def shares_of(bm25: NDArray[Any], upper_bound: float) -> NDArray[Any]:
+    """Which share of the query's words, by rarity, each of n candidates holds, (n,) from 0 to 1; see `fuse`."""
+    return bm25 / upper_bound if upper_bound > 0 else np.zeros_like(bm25)
 
 
 def reciprocal_rank_fusion(*rankings: NDArray[Any], k: int = RRF_K) -> NDArray[np.float64]:
@@ -109,21 +117,23 @@ def smooth(
     vectors: NDArray[Any],
     settings: FusionSettings | None = None,
     titles: Sequence[str] | None = None,
+    shares: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
     """The scores of n candidates, (n,), each averaged with those of the candidates most like it, (n, dim) unit vectors.
 
     A neighbour's weight rises from 0 at cosine `similarity` to `smoothing` at cosine 1; the passage's own is 1. Of
     passages with the same title, where `titles` gives one (n of them, '' for none), neither is a neighbour of the
-    other: they are alike by their subject, and where only one of them answers it would lose to the rest. Every result
-    lies between the lowest and the highest of `scores`: so the best n of more candidates stay the best n. Other methods
-    than 'weighted', and smoothing 0, leave the scores as they are. Raises ValueError where lengths differ.
+    other: they are alike by their subject, and where only one of them answers it would lose to the rest. Nor is
+    one that holds a share of the query's words smaller by LEAD, by `shares`, (n,) from 0 to 1. Every result lies
+    between the lowest and the highest of `scores`: so the best n of more candidates stay the best n. Other methods than
+    'weighted', and smoothing 0, leave the scores as they are. Raises ValueError where lengths differ.
     """
     settings = settings or FusionSettings()
     values = scores.astype(np.float64)
     num = len(values)
-    if len(vectors) != num or (titles is not None and len(titles) != num):
-        given = f"{len(vectors)} vectors and {num if titles is None else len(titles)} titles"
-        raise ValueError(f"{given} for {num} scores; give one for each candidate")
+    given = {"vectors": vectors, "titles": titles, "shares": shares}
+    if wrong := [f"{len(each)} {name}" for name, each in given.items() if each is not None and len(each) != num]:
+        raise ValueError(f"{' and '.join(wrong)} for {num} scores; give one for each candidate")
     if settings.method != "weighted" or settings.smoothing == 0 or num < 2:
         return values
     alike = _rebased((vectors @ vectors.T).astype(np.float64), settings)
@@ -132,6 +142,8 @@ def smooth(
     nearest = np.argsort(-alike, axis=1, kind="stable")[:, :NUM_NEIGHBOURS]
     above = np.take_along_axis(alike, nearest, axis=1) - settings.similarity
     weights = settings.smoothing * np.clip(above / (1 - settings.similarity), 0, 1)
+    if shares is not None:
+        weights[shares[:, None] - shares[nearest] >= LEAD] = 0
     averaged = (values + (weights * values[nearest]).sum(1)) / (1 + weights.sum(1))
     # Rounding must not break what is promised.
     clipped: NDArray[np.float64] = np.clip(averaged, values.min(), values.max())

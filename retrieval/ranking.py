@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.filters import Filter
 from retrieval.found import Found
-from retrieval.fusion import NUM_SMOOTHED, FusionSettings, fuse, smooth
+from retrieval.fusion import NUM_SMOOTHED, FusionSettings, fuse, shares_of, smooth
 from retrieval.lexical import Lexical, LexicalSegment, WeightedQuery
 from retrieval.segment import ANN, VECTORS, Segment
 from retrieval.store import Store
@@ -101,8 +101,9 @@ class Ranker:
         upper_bound = self.lexical.upper_bound(query)
         ranks = [_ranks(found, places) for found in (near, worded)]
         scores = fuse(dense, lexical, upper_bound, fusion, *ranks)
+        shares = shares_of(lexical, upper_bound)
         order = np.argsort(-scores, kind="stable")
-        order[:NUM_SMOOTHED] = self._smoothed(order[:NUM_SMOOTHED], segments, ids, scores, fusion)
+        order[:NUM_SMOOTHED] = self._smoothed(order[:NUM_SMOOTHED], segments, ids, scores, shares, fusion)
         return Candidates(
             segments[order],
             ids[order],
@@ -120,6 +121,7 @@ class Ranker:
         segments: NDArray[np.int64],
         ids: NDArray[np.int64],
         scores: NDArray[np.float64],
+        shares: NDArray[np.float32],
         fusion: FusionSettings,
     ) -> NDArray[np.int64]:
         """The rows `best` in their order after smoothing, which changes their `scores` in place."""
@@ -130,7 +132,8 @@ class Ranker:
             for segment, i in zip(segments[best].tolist(), ids[best].tolist(), strict=True)
         ]
         vectors = np.stack([segment.vectors[i] for segment, i in passages])
-        scores[best] = smooth(scores[best], vectors, fusion, [segment.subject(i) for segment, i in passages])
+        subjects = [segment.subject(i) for segment, i in passages]
+        scores[best] = smooth(scores[best], vectors, fusion, subjects, shares[best])
         return best[np.argsort(-scores[best], kind="stable")]
 
     def _allowed(self, where: Filter) -> list[NDArray[np.bool_] | None] | None:

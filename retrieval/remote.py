@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from retrieval.calibration import features
 from retrieval.encoders import cached, open_encoder
 from retrieval.filters import Filter
-from retrieval.fusion import NUM_SMOOTHED, fuse, smooth
+from retrieval.fusion import NUM_SMOOTHED, fuse, shares_of, smooth
 from retrieval.lexical import WeightedQuery, parse_query
 from retrieval.passages import embedding_text, folded, subject
 from retrieval.qdrant import (
@@ -75,6 +75,7 @@ class _Found:
     dense: NDArray[np.float32]
     lexical: NDArray[np.float32]
     scores: NDArray[np.float64]
+    upper_bound: float
     term_weights: dict[str, float]
 
     def __len__(self) -> int:
@@ -83,7 +84,8 @@ class _Found:
     def take(self, order: NDArray[np.int64]) -> _Found:
         """The candidates in another order."""
         ids, passages = ([values[i] for i in order.tolist()] for values in (self.ids, self.passages))
-        return _Found(ids, passages, self.dense[order], self.lexical[order], self.scores[order], self.term_weights)
+        arrays = {name: getattr(self, name)[order] for name in ("dense", "lexical", "scores")}
+        return replace(self, ids=ids, passages=passages, **arrays)
 
 
 class QdrantRetriever:
@@ -221,7 +223,7 @@ class QdrantRetriever:
         places[sorted(range(len(near)), key=lambda i: _natural(passages[i]))] = np.arange(len(near))
         ranks = _ranks(dense, places, num), np.where(lexical > 0, _ranks(lexical, places, num), 0)
         scores = fuse(dense, lexical, upper_bound, self._info.fusion, *ranks)
-        found = _Found([point.id for point in near], passages, dense, lexical, scores, term_weights)
+        found = _Found([point.id for point in near], passages, dense, lexical, scores, upper_bound, term_weights)
         return found.take(np.lexsort((places, -scores)))
 
     def _smooth(self, found: list[_Found]) -> list[_Found]:
@@ -239,8 +241,9 @@ class QdrantRetriever:
         for each in found:
             vectors = np.array([held.get(point, absent) for point in each.ids[:NUM_SMOOTHED]], dtype=np.float32)
             titles = [subject(p.title, p.id.rpartition("#")[0]) for p in each.passages[:NUM_SMOOTHED]]
-            scores = each.scores.copy()
-            scores[: len(titles)] = smooth(scores[: len(titles)], vectors.reshape(-1, len(absent)), settings, titles)
+            scores, best = each.scores.copy(), slice(len(titles))
+            shares = shares_of(each.lexical[best], each.upper_bound)
+            scores[best] = smooth(scores[best], vectors.reshape(-1, len(absent)), settings, titles, shares)
             smoothed.append(replace(each, scores=scores).take(np.argsort(-scores, kind="stable")))
         return smoothed
 

@@ -22,7 +22,7 @@ from retrieval.store import Store
 from retrieval.tokens import Tokenizer
 from retrieval.types import Passage
 
-NUM_SMOOTHED, NUM_NEIGHBOURS, RRF_K = 30, 8, 60
+NUM_SMOOTHED, NUM_NEIGHBOURS, RRF_K, LEAD = 30, 8, 60, 0.2
 
 
 @dataclass
@@ -94,7 +94,8 @@ def ranked(index: Path, query: str, context: str = "", fusion: FusionSettings | 
     best = order[:NUM_SMOOTHED]
     if fusion.method == "weighted":
         titles = [passages[i].title.partition(" > ")[0] or passages[i].id.rpartition("#")[0] for i in best]
-        fused[best] = smoothed(fused[best].tolist(), vectors[best], titles, fusion)
+        shares = [lexical[i] / bound if bound else 0.0 for i in best]
+        fused[best] = smoothed(fused[best].tolist(), vectors[best], titles, shares, fusion)
         best = [best[i] for i in np.argsort(-fused[best], kind="stable")]
     return [
         Scored(passages[i], float(dense[i]), float(lexical[i]), float(fused[i])) for i in [*best, *order[NUM_SMOOTHED:]]
@@ -108,8 +109,11 @@ def _fused(cosine: float, words: float, bound: float, fusion: FusionSettings) ->
     return fusion.weight * rebased + (1 - fusion.weight) * (words / bound if bound else 0.0)
 
 
-def smoothed(scores: list[float], vectors: np.ndarray, titles: list[str], fusion: FusionSettings) -> list[float]:
-    """Each score averaged with those of its eight nearest of other subjects, by how far they are above `similarity`."""
+def smoothed(
+    scores: list[float], vectors: np.ndarray, titles: list[str], shares: list[float], fusion: FusionSettings
+) -> list[float]:
+    """Each score averaged with those of its eight nearest of other subjects, by how far they are above `similarity`,
+    unless they hold much less of the query's words."""
     result = []
     for i, score in enumerate(scores):
         alike = [
@@ -120,6 +124,7 @@ def smoothed(scores: list[float], vectors: np.ndarray, titles: list[str], fusion
         total, weights = score, 1.0
         for cosine, j in sorted(alike, key=lambda each: -each[0])[:NUM_NEIGHBOURS]:
             weight = fusion.smoothing * max(cosine - fusion.similarity, 0) / (1 - fusion.similarity)
-            total, weights = total + weight * scores[j], weights + weight
+            if shares[i] - shares[j] < LEAD:
+                total, weights = total + weight * scores[j], weights + weight
         result.append(total / weights)
     return result

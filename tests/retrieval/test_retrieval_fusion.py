@@ -83,6 +83,15 @@ def test_passages_of_one_title_do_not_smooth_each_other() -> None:
     assert smooth(scores, vectors, titles=["", "", ""]) == pytest.approx(smooth(scores, vectors))
 
 
+def test_a_neighbour_that_holds_much_less_of_the_query_does_not_count() -> None:
+    vectors, scores = _unit([[1, 0], [1, 0]]), np.array([0.9, 0.3])
+    settings = FusionSettings(smoothing=1.0)
+    assert smooth(scores, vectors, settings, shares=np.array([0.9, 0.75])) == pytest.approx([0.6, 0.6])
+    # Only for the one that holds more: the other may well profit from it.
+    assert smooth(scores, vectors, settings, shares=np.array([0.9, 0.65])) == pytest.approx([0.9, 0.6])
+    assert smooth(scores, vectors, settings, shares=np.array([0.0, 1.0])) == pytest.approx([0.6, 0.3])
+
+
 def test_only_the_nearest_count_as_neighbours() -> None:
     num = NUM_NEIGHBOURS + 3
     vectors = _unit([[1.0, 0.01 * i] for i in range(num)])
@@ -166,10 +175,10 @@ def test_settings_out_of_range(values: dict[str, Any], message: str) -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match=r"\(2,\) cosines for \(3,\) BM25"):
         fuse(np.zeros(2), np.zeros(3), 1.0)
-    with pytest.raises(ValueError, match="1 vectors and 2 titles for 2 scores"):
+    with pytest.raises(ValueError, match="1 vectors for 2 scores"):
         smooth(np.zeros(2), np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="2 vectors and 1 titles"):
-        smooth(np.zeros(2), np.zeros((2, 3)), titles=["a"])
+    with pytest.raises(ValueError, match="1 titles and 3 shares for 2 scores"):
+        smooth(np.zeros(2), np.zeros((2, 3)), titles=["a"], shares=np.zeros(3))
     with pytest.raises(ValueError, match="at least 2 texts"):
         baseline_of(np.ones((1, 3)))
 

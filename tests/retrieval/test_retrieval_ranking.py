@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from retrieval.manifest import IndexSettings
 from retrieval.passages import SplitSettings
 from retrieval.ranking import Candidates, Ranker
 from retrieval.removal import delete_documents
+from retrieval.retriever import Retriever
 from retrieval.store import Store
 
 QUERIES = ["when was the bridge opened", "number7 was built", "tower castle garden 1804", "nothing of the kind", "???"]
@@ -173,3 +174,13 @@ def test_without_keeps_the_order_of_the_others(two_segments: Path) -> None:
     assert places(left) == [place for i, place in enumerate(places(found)) if i % 3 != 1]
     assert left.scores.tolist() == found.scores[~rows].tolist()
     assert left.upper_bound == found.upper_bound
+
+
+@pytest.mark.usefixtures("minilm")
+def test_of_passages_that_differ_in_a_number_the_one_asked_for_comes_first(
+    tmp_path: Path, make_documents: Callable[[Path, int], Path]
+) -> None:
+    build_index([make_documents(tmp_path / "documents", 40)], tmp_path / "index", "minilm", SENTENCES, calibrate=False)
+    queries = [f"when was number{i} built?" for i in range(40)]
+    found = Retriever.open(tmp_path / "index").search(queries, 1)
+    assert [Path(hits[0].passage.source).name for hits in found] == [f"doc{i:02}.txt" for i in range(40)]
