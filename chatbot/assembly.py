@@ -6,6 +6,7 @@ Cheap checks come before slow loading.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from chatbot.core import Bot
@@ -14,7 +15,7 @@ from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompt_files import load_examples
 from chatbot.prompting import LAYOUTS, PromptAssembler
 from moderation.types import Moderator
-from retrieval.types import Searcher
+from retrieval.types import Encoder, Searcher
 
 _GENERATION = ("max_tokens", "sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 _LOADING = ("device", "gpu_id", "gpu_vram", "cpu_ram", "load_in_8bit", "load_in_4bit", "dtype", "template")
@@ -46,23 +47,27 @@ def load_model(name: str, options: Mapping[str, Any]) -> ChatModel:
 
 def open_index(options: Mapping[str, Any]) -> Searcher:
     """The retrieval index that the options name, or several as one."""
-    from retrieval.encoders import open_encoder
-    from retrieval.filters import Filter
-    from retrieval.remote import is_remote, open_remote
+    from retrieval.encoders import cached, open_encoder
+    from retrieval.index.manifest import read_manifest
+    from retrieval.qdrant.retriever import is_remote, open_remote
     from retrieval.retriever import Retriever
+    from retrieval.search.filters import Filter
     from retrieval.several import SeveralIndexes
 
     device = _small_model_device(options)
     where = Filter.parse(options["where"])
     if (options["expand"] or options["rerank"]) and any(is_remote(str(index)) for index in options["index"]):
         raise ValueError("--expand and --rerank work on an index of your own, not on Qdrant; leave them out")
-    encoder = open_encoder(options["encoder"], device) if options["encoder"] else None
+    encoder = cached(open_encoder(options["encoder"], device)) if options["encoder"] else None
+    known: dict[str, Encoder] = {}  # indexes with the same encoder share it, and what it has encoded
     opened: list[Searcher] = []
     for index in map(str, options["index"]):
         if is_remote(index):
             opened.append(open_remote(index, encoder, device, where))
         else:
-            local = Retriever.open(index, encoder, device, where, options["expand"], options["rerank"])
+            own = encoder or known.get(read_manifest(Path(index)).encoder.fingerprint)
+            local = Retriever.open(index, own, device, where, options["expand"], options["rerank"])
+            known[local.encoder.fingerprint] = local.encoder
             opened.append(local)
     return opened[0] if len(opened) == 1 else SeveralIndexes(opened)
 

@@ -17,20 +17,23 @@ from typing import Any
 import click
 
 from common.cli import OneLineGroup
-from retrieval.asking import explain_command, info_command, search_command
+from retrieval.commands.asking import explain_command, info_command, search_command
+from retrieval.commands.judging import doctor_command, evaluate_command, tune_command
+from retrieval.commands.options import device_option, index_option
+from retrieval.commands.progress import progress_bar
 from retrieval.documents import Limits
-from retrieval.fusion import METHODS, FusionSettings, Method
-from retrieval.indexing import DEFAULT_ENCODER, Report, build_index, update_index
-from retrieval.judging import doctor_command, evaluate_command, tune_command
-from retrieval.lexical import LexicalSettings
-from retrieval.manifest import IndexSettings
-from retrieval.options import device_option, index_option
+from retrieval.encoders import DEFAULT_ENCODER
+from retrieval.index.manifest import IndexSettings
 from retrieval.passages import SplitSettings
-from retrieval.progress import progress_bar
-from retrieval.remote import upload_command
-from retrieval.removal import compact_index, delete_documents
-from retrieval.runners import RunInProcesses, Runner, RunOnRay, run_here
-from retrieval.tokens import Tokenizer
+from retrieval.qdrant.retriever import upload_command
+from retrieval.scoring.fusion import METHODS, FusionSettings, Method
+from retrieval.scoring.lexical import LexicalSettings
+from retrieval.scoring.tokens import Tokenizer
+from retrieval.writing.building import build_index
+from retrieval.writing.removal import compact_index, delete_documents
+from retrieval.writing.report import Report
+from retrieval.writing.runners import RunInProcesses, Runner, RunOnRay, run_here
+from retrieval.writing.updating import update_index
 
 MAX_SKIPPED_SHOWN = 50
 

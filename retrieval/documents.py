@@ -1,7 +1,7 @@
 """Files, folders, patterns and standard input -> Documents, one at a time, in a stable order.
 
-What is found is decided here, without opening any file; each is then read by a guarded process (`retrieval/guard.py`).
-A new format is a line in `retrieval/readers/files.py`.
+What is found is decided here, without opening any file; each is then read by a guarded process
+(`retrieval/readers/guard.py`). A new format is a line in `retrieval/readers/files.py`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from common.files import expand
-from retrieval.guard import GuardedReader as GuardedReader
-from retrieval.guard import Limits as Limits
 from retrieval.readers.files import READERS, STDIN, STDIN_SUFFIX, kind_of, known_kinds, unknown_kind
-from retrieval.types import Document
+from retrieval.readers.guard import GuardedReader as GuardedReader
+from retrieval.readers.guard import Limits as Limits
+from retrieval.types import Document, SourceFile
 
 OnSkip = Callable[[str, str], None]
 
@@ -34,20 +33,6 @@ _BESIDE_CORPUS = frozenset({"queries.jsonl", "queries.jsonl.gz", "qrels"})  # on
 # So that nothing but a record of a.jsonl can have an id that begins with 'a.jsonl#'.
 _NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # halves of characters that stand for no byte of a name
 _AMBIGUOUS = re.compile(r"(\.(?:jsonl|ndjson)(?:\.gz)?|^stdin)#", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file to read. `source` is its path as the user gave it, joined with the part inside the folder `folder` (or
-    beside the pattern) where it was found; `folder` is '' for a file that the user named. `size` is in bytes. Links
-    may not lead out of `root`."""
-
-    path: Path
-    source: str
-    folder: str
-    size: int
-    mtime_ns: int
-    root: Path | None = None
 
 
 def read_documents(paths: Iterable[str | Path], on_skip: OnSkip) -> Iterator[Document]:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 Precision = Literal["auto", "float32", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 CACHED_TEXTS = 1024
+DEFAULT_ENCODER = "minilm"
 
 # Best hits that score below the floor say nothing. For all-MiniLM-L6-v2 on passages of the default size, 0.40 keeps
 # 98.8% of 1,327 Natural Questions that the indexed documents answer, and 44 of 45 such questions on docs/sample. It
@@ -56,7 +57,7 @@ def open_encoder(name: str, device: str | None = None, precision: Precision = "a
         return _open_int8(base)
     if precision == "auto" and (encoder := _open_proven(base, device)):
         return encoder
-    from retrieval.torch_encoder import TorchEncoder
+    from retrieval.encoding.torch_encoder import TorchEncoder
 
     return TorchEncoder(base, device)
 
@@ -92,14 +93,14 @@ def _named_precision(name: str, precision: Precision) -> tuple[str, Precision]:
 
 
 def _open_int8(name: str) -> Encoder:
-    from retrieval.onnx_encoder import OnnxEncoder
+    from retrieval.encoding.onnx_encoder import OnnxEncoder
 
     return OnnxEncoder.open(name)
 
 
 def _open_proven(name: str, device: str | None) -> Encoder | None:
     """The int8 encoder where 'auto' means it, else None."""
-    from retrieval.onnx_encoder import OnnxEncoder, proven
+    from retrieval.encoding.onnx_encoder import OnnxEncoder, proven
 
     if not proven(name):
         return None

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.abstention import Judge
+from retrieval.confidence.abstention import Judge
 from retrieval.encoders import cached, open_encoder
-from retrieval.expansion import joined, neighbourhood
-from retrieval.filters import Filter
-from retrieval.indexing import check_encoder
-from retrieval.lexical import WeightedQuery, parse_query
-from retrieval.manifest import Manifest
+from retrieval.index.encoder import check_encoder
+from retrieval.index.manifest import Manifest
+from retrieval.index.store import Place, Store
 from retrieval.passages import folded
-from retrieval.ranking import Candidates, Ranker
-from retrieval.reranking import Reranker, open_reranker
-from retrieval.store import Place, Store
+from retrieval.scoring.lexical import WeightedQuery, parse_query
+from retrieval.search.expansion import joined, neighbourhood
+from retrieval.search.filters import Filter
+from retrieval.search.ranking import Candidates, Ranker
+from retrieval.search.reranking import Reranker, open_reranker
 from retrieval.types import Encoder, Hit
 
 # A follow-up question is searched for by a mix of itself and itself after the conversation, which finds more than
@@ -121,6 +121,11 @@ class Retriever:
     def floor(self) -> float:
         """See `types.Searcher`; found when the index was built."""
         return self.manifest.floor
+
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes the queries; it remembers the last of them."""
+        return self._encoder
 
     @property
     def manifest(self) -> Manifest:

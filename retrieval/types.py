@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -46,6 +47,20 @@ class Document:
     def text(self) -> str:
         """The paragraphs, separated by blank lines."""
         return "\n\n".join(block.text for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read. `source` is its path as the user gave it, joined with the part inside the folder `folder` (or
+    beside the pattern) where it was found; `folder` is '' for a file that the user named. `size` is in bytes. Links
+    may not lead out of `root`."""
+
+    path: Path
+    source: str
+    folder: str
+    size: int
+    mtime_ns: int
+    root: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,12 @@ ALLOWED = {
     "parley": ("common",),  # the rest by name, when a subcommand runs
 }
 
+# The same inside retrieval: each may import those before it.
+RETRIEVAL = (
+    *("types", "readers", "documents", "passages", "scoring", "encoding", "encoders", "index", "search", "confidence"),
+    *("writing", "retriever", "several", "measuring", "commands", "qdrant", "build", "__main__", "__init__"),
+)
+
 
 def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
@@ -93,6 +99,19 @@ def test_imports_go_only_in_the_agreed_direction(package):
     assert wrong == []
 
 
+def test_retrieval_imports_only_downwards():
+    wrong = []
+    for path in sources("retrieval"):
+        own = path.relative_to(ROOT / "retrieval").parts[0].removesuffix(".py")
+        for node, module in imports_of(path):
+            parts = module.split(".")
+            if parts[0] == "retrieval" and len(parts) > 1 and RETRIEVAL.index(parts[1]) > RETRIEVAL.index(own):
+                wrong.append(f"{place(path, node)} imports {module}")
+    assert wrong == []
+    folders = {path.relative_to(ROOT / "retrieval").parts[0].removesuffix(".py") for path in sources("retrieval")}
+    assert folders == set(RETRIEVAL)
+
+
 def test_nobody_imports_tools_and_the_door():
     named = {
         (path.relative_to(ROOT).parts[0], module.split(".")[0])
@@ -107,12 +126,18 @@ def test_nobody_imports_tools_and_the_door():
 def test_the_reader_of_imports_sees_every_form():
     # The rules above are worth as much as this.
     code = (
-        "import retrieval.store as s, json\nfrom chatbot import api\nfrom ..core import Bot\nfrom . import echo\n"
+        "import retrieval.index.store as s, json\nfrom chatbot import api\nfrom ..core import Bot\nfrom . import echo\n"
         "def f():\n    from tools import prepare_model\n    return 'chatbot.session'\n"
-        "TABLE = {'x': 'moderation.cli:cli', 'tools': 'a word', 'y': 'see retrieval.store'}\n"
+        "TABLE = {'x': 'moderation.cli:cli', 'tools': 'a word', 'y': 'see retrieval.index.store'}\n"
     )
     found = {module for _, module in imported_modules(ast.parse(code), ("chatbot", "engines"))}
-    by_statement = {"retrieval.store", "chatbot.api", "chatbot.core", "chatbot.engines.echo", "tools.prepare_model"}
+    by_statement = {
+        "retrieval.index.store",
+        "chatbot.api",
+        "chatbot.core",
+        "chatbot.engines.echo",
+        "tools.prepare_model",
+    }
     assert found == by_statement | {"chatbot.session", "moderation.cli"}
 
 

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from common.cli import OneLineCommand
 from common.files import atomic_write, read_json, sha256_of
 from common.models import resolve_model
-from retrieval.onnx_encoder import FOLDER, MODEL, PROOF, TOKENIZER, OnnxEncoder, Proof
-from retrieval.sentence_model import read_recipe, weight_files
+from retrieval.encoding.onnx_encoder import FOLDER, MODEL, PROOF, TOKENIZER, OnnxEncoder, Proof
+from retrieval.encoding.sentence_model import read_recipe, weight_files
 from tools.onnx_graph import build_graph, check_config
 
 if TYPE_CHECKING:
-    from retrieval.torch_encoder import TorchEncoder
+    from retrieval.encoding.torch_encoder import TorchEncoder
 
 Say = Callable[[str], None]
 
@@ -80,7 +80,7 @@ def export(model: str, out: Path | None = None, texts: Sequence[str] | None = No
     sample = sorted(set(_sample_texts() if texts is None else texts))
     if len(sample) < MIN_TEXTS:
         raise ValueError(f"there are {len(sample)} different texts to measure on; give at least {MIN_TEXTS}")
-    from retrieval.torch_encoder import TorchEncoder
+    from retrieval.encoding.torch_encoder import TorchEncoder
 
     original = TorchEncoder(model, "cpu")
     tokenizer = _tokenizer_of(original)

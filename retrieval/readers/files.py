@@ -1,6 +1,6 @@
 """One file -> Documents, by its kind. A new format is a function in this folder and a line in `READERS`.
 
-Nothing here guards: a broken file may take all time and memory there is. See `retrieval/guard.py`.
+Nothing here guards: a broken file may take all time and memory there is. See `retrieval/readers/guard.py`.
 """
 
 from __future__ import annotations

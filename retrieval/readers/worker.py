@@ -1,4 +1,4 @@
-"""The process that reads files for `retrieval.guard`: jobs come in on standard input, documents go out, a line each.
+"""The process that reads files for `guard.py`: jobs come in on standard input, documents go out, a line each.
 
     python -m retrieval.readers.worker LIMITS      (LIMITS: the fields of `Limits` as a JSON object)
 

@@ -15,11 +15,11 @@ from chatbot.bot import cli
 from chatbot.conversation import Conversation
 from chatbot.core import NOT_IN_DOCUMENTS
 from chatbot.options import bot_options, check_options
-from retrieval.indexing import build_index
-from retrieval.manifest import IndexSettings
+from retrieval.index.manifest import IndexSettings
 from retrieval.passages import SplitSettings
 from retrieval.retriever import Retriever
 from retrieval.several import SeveralIndexes
+from retrieval.writing.building import build_index
 
 SENTENCES = IndexSettings(split=SplitSettings(window=1, stride=1, min_chars=0))
 

@@ -16,10 +16,10 @@ import bm25s
 import numpy as np
 
 from retrieval.encoders import HashEncoder
-from retrieval.fusion import UNRELATED, FusionSettings
+from retrieval.index.store import Store
 from retrieval.passages import embedding_text
-from retrieval.store import Store
-from retrieval.tokens import Tokenizer
+from retrieval.scoring.fusion import UNRELATED, FusionSettings
+from retrieval.scoring.tokens import Tokenizer
 from retrieval.types import Passage
 
 NUM_SMOOTHED, NUM_NEIGHBOURS, RRF_K, LEAD = 30, 8, 60, 0.2

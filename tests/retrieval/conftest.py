@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.indexing import build_index
+from retrieval.writing.building import build_index
 
 SUBJECTS = ("bridge", "tower", "river", "harbour", "castle", "garden", "station", "museum", "market", "theatre")
 

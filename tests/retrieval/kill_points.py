@@ -20,10 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retrieval.indexing import build_index, update_index
-from retrieval.removal import compact_index, delete_documents
+from retrieval.index.store import Store
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.writing.building import build_index
+from retrieval.writing.removal import compact_index, delete_documents
+from retrieval.writing.updating import update_index
 
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 

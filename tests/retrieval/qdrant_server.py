@@ -1,4 +1,4 @@
-"""A Qdrant server for tests: the REST routes that `retrieval.qdrant` uses, over the client library's embedded Qdrant.
+"""A Qdrant server for tests: the REST routes that `retrieval/qdrant` uses, over the client library's embedded Qdrant.
 
 Requests are parsed by the library's own models, which refuse fields that the API does not have.
 """

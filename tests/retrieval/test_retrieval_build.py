@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from retrieval.build import cli
-from retrieval.indexing import build_index
-from retrieval.manifest import read_manifest
-from retrieval.store import Store
+from retrieval.index.manifest import read_manifest
+from retrieval.index.store import Store
+from retrieval.writing.building import build_index
 
 
 def run(*arguments: str | int | Path, stdin: str | None = None) -> Result:

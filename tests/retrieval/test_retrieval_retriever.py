@@ -15,15 +15,16 @@ from brute_force import ranked
 from numpy.typing import NDArray
 
 from retrieval.encoders import HashEncoder
-from retrieval.filters import Filter
-from retrieval.fusion import UNRELATED
-from retrieval.indexing import build_index, update_index
-from retrieval.manifest import IndexSettings
+from retrieval.index.manifest import IndexSettings
+from retrieval.index.store import Store
 from retrieval.passages import SplitSettings
-from retrieval.removal import compact_index, delete_documents
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.scoring.fusion import UNRELATED
+from retrieval.search.filters import Filter
 from retrieval.types import Hit, Searcher
+from retrieval.writing.building import build_index
+from retrieval.writing.removal import compact_index, delete_documents
+from retrieval.writing.updating import update_index
 
 ROOT = Path(__file__).parents[2]
 QUERIES = ["when was the bridge opened", "number7 was built", "tower castle garden 1804", "nothing of the kind"]
@@ -247,8 +248,8 @@ def test_another_encoder_in_a_rebuilt_index_is_noticed(changing: tuple[Path, Pat
 
 CHANGES = """
 import sys
-from retrieval.indexing import update_index
-from retrieval.removal import compact_index, delete_documents
+from retrieval.writing.updating import update_index
+from retrieval.writing.removal import compact_index, delete_documents
 from pathlib import Path
 folder, index = map(Path, sys.argv[1:])
 for i in range(12):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.segment import PASSAGES
-from retrieval.store import Store
+from retrieval.index.segment import PASSAGES
+from retrieval.index.store import Store
 
 ROOT = Path(__file__).parents[2]
 

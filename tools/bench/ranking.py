@@ -12,8 +12,8 @@ import numpy as np
 
 from common.cli import OneLineCommand
 from retrieval.encoders import open_encoder
-from retrieval.evaluate import read_beir
-from retrieval.trials import evaluate_index
+from retrieval.measuring.evaluate import read_beir
+from retrieval.measuring.trials import evaluate_index
 
 MEASURE = "nDCG@10"
 

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 
 from common.cli import OneLineCommand
 from retrieval.encoders import open_encoder
-from retrieval.indexing import build_index
+from retrieval.index.store import Store
 from retrieval.retriever import Retriever
-from retrieval.store import Store
 from retrieval.types import Encoder
+from retrieval.writing.building import build_index
 
 NUM_BASE = 4096  # real vectors that the others are made of
 COSINE = 0.9

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from common.cli import OneLineGroup
 from common.files import home
-from retrieval.ann import build_ann, choose_factory
-from retrieval.lexical import Lexical, LexicalSegment, LexicalSettings, LexicalWriter
-from retrieval.tokens import Tokenizer
-from retrieval.vectors import Dense, DenseSegment
+from retrieval.scoring.ann import build_ann, choose_factory
+from retrieval.scoring.lexical import Lexical, LexicalSegment, LexicalSettings, LexicalWriter
+from retrieval.scoring.tokens import Tokenizer
+from retrieval.scoring.vectors import Dense, DenseSegment
 
 SEGMENT = 131_072
 COSINE = 0.9

@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retrieval.indexing import build_index, update_index
-from retrieval.manifest import MANIFEST, IndexSettings, read_manifest
-from retrieval.pool import Source
-from retrieval.removal import compact_index, delete_documents
-from retrieval.runners import OnProgress, RunInProcesses, Runner, run_here
-from retrieval.shards import Shard, ShardResult
-from retrieval.store import Store
+from retrieval.index.manifest import MANIFEST, IndexSettings, read_manifest
+from retrieval.index.store import Store
+from retrieval.index.unfinished import WHOLE
 from retrieval.types import Encoder
-from retrieval.unfinished import WHOLE
+from retrieval.writing.building import build_index
+from retrieval.writing.pool import Source
+from retrieval.writing.removal import compact_index, delete_documents
+from retrieval.writing.runners import OnProgress, RunInProcesses, Runner, run_here
+from retrieval.writing.shards import Shard, ShardResult
+from retrieval.writing.updating import update_index
 
 FACTORY = "PQfs"  # so that segments have a Faiss index, small as they are
 Content = dict[str, Any]

@@ -21,10 +21,11 @@ from pathlib import Path
 import click
 
 from retrieval.documents import Limits
-from retrieval.indexing import Report, build_index
+from retrieval.index.store import Store
 from retrieval.retriever import Retriever
-from retrieval.store import Store
 from retrieval.types import Document
+from retrieval.writing.building import build_index
+from retrieval.writing.report import Report
 from tools.torture.hostile import GOOD, SECRET, make_hostile, problems
 
 LIMITS = Limits(seconds=5, memory_mb=600)

@@ -29,10 +29,10 @@ from typing import Any
 
 import click
 
-from retrieval.manifest import MANIFEST
-from retrieval.removal import compact_index
+from retrieval.index.manifest import MANIFEST
+from retrieval.index.store import Store
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.writing.removal import compact_index
 from tools.torture.changes import Content, Kind, content, kinds, left_over
 
 MAX_RUNS = 3  # killed, of one change, before it may end

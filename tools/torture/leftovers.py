@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.encoders import HashEncoder
-from retrieval.indexing import build_index
-from retrieval.manifest import IndexSettings
-from retrieval.runners import run_here
+from retrieval.index.manifest import IndexSettings
+from retrieval.writing.building import build_index
+from retrieval.writing.runners import run_here
 from tools.torture.changes import FACTORY, Content, ManySegments, content, write_records
 from tools.torture.damage import MUTATORS
 

@@ -29,12 +29,13 @@ from pathlib import Path
 
 import click
 
-from retrieval.indexing import build_index, update_index
-from retrieval.integrity import VERIFIED, files_of
-from retrieval.manifest import MANIFEST, IndexSettings, read_manifest
-from retrieval.removal import delete_documents
+from retrieval.index.integrity import VERIFIED, files_of
+from retrieval.index.manifest import MANIFEST, IndexSettings, read_manifest
+from retrieval.index.store import Store
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.writing.building import build_index
+from retrieval.writing.removal import delete_documents
+from retrieval.writing.updating import update_index
 from tools.torture.changes import FACTORY, write_records
 from tools.torture.damage import MUTATORS
 from tools.torture.leftovers import damaged_leftovers

@@ -1,0 +1,1 @@
+"""The commands of `python -m retrieval`; `retrieval.build` joins them."""

@@ -1,0 +1,1 @@
+"""Sentence encoders that run a model; `retrieval.encoders` opens them."""

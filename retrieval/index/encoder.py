@@ -1,0 +1,27 @@
+"""An index is searched and changed with the encoder it was built with, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retrieval.encoders import as_encoder
+from retrieval.index.manifest import Manifest
+from retrieval.types import Encoder
+
+
+def encoder_of(manifest: Manifest, index: Path, encoder: str | Encoder | None, device: str | None) -> Encoder:
+    """The encoder of an index, or the one that is given for it. Raises as `open_encoder` and `check_encoder` do."""
+    opened = as_encoder(encoder, manifest.encoder.name, device)
+    check_encoder(opened, manifest, index)
+    return opened
+
+
+def check_encoder(encoder: Encoder, manifest: Manifest, index: Path) -> None:
+    """Raises ValueError for an encoder that is not the one the index was built with."""
+    built_with = manifest.encoder
+    if encoder.fingerprint != built_with.fingerprint:
+        raise ValueError(
+            f"index '{index}' was built with encoder '{built_with.name}' (fingerprint {built_with.fingerprint[:12]}), "
+            f"which encoder '{encoder.name}' ({encoder.fingerprint[:12]}) is not; rebuild it with: python -m retrieval "
+            f"build DOCUMENTS --index {index} --encoder {encoder.name}, or pass the encoder it was built with"
+        )

@@ -1,0 +1,1 @@
+"""How good an index is, and why: evaluation, tuning, explanation, check-up."""

@@ -1,0 +1,1 @@
+"""What a passage scores: words (BM25), vectors (cosine), both fused, and what a score is worth."""

@@ -1,0 +1,1 @@
+"""The parts of a search: candidates and their order, filters, neighbours, reranking."""
