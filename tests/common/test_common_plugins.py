@@ -16,5 +16,5 @@ def test_each_group_has_its_member() -> None:
 
 
 def test_an_unknown_group_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown group 'parley.coder'; known: parley.encoder, parley.engine"):
+    with pytest.raises(ValueError, match=r"unknown group .*known: parley"):
         plugin("parley.coder")
