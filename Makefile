@@ -71,6 +71,7 @@ bench: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 bench-retrieval: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 	$(BIN)/python -m tools.bench.ranking $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tools.bench.encoding $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tools.bench.building $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tools.bench.followups
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.bench.search_structures lexical $(if $(DATA),--data $(DATA))
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.bench.search_structures vectors $(if $(DATA),--data $(DATA))
