@@ -111,7 +111,7 @@ def build_command(
     limits = Limits(seconds=max_seconds, memory_mb=max_memory)
     with _runner(workers, ray, device) as run, progress_bar() as on_progress:
         report = build_index(
-            paths, index, encoder, settings, floor, device, calibrate, run, limits, on_progress=on_progress
+            paths, index, encoder, settings, floor, device, calibrate, run=run, limits=limits, on_progress=on_progress
         )
     _show(report, f"{report.num_read} files read")
 
@@ -137,7 +137,7 @@ def update_command(
     """
     limits = Limits(seconds=max_seconds, memory_mb=max_memory)
     with _runner(workers, ray, device) as run, progress_bar() as on_progress:
-        report = update_index(index, paths, encoder, device, run, limits, on_progress=on_progress)
+        report = update_index(index, paths, encoder, device, run=run, limits=limits, on_progress=on_progress)
     _show(report, f"{report.num_read} files read, {report.num_unchanged} unchanged, {report.num_removed} removed")
 
 

@@ -65,7 +65,10 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of one document, small enough to search and to quote. `start`, `end`, `unit`: see `Document`."""
+    """A piece of one document, small enough to search and to quote. `start`, `end`, `unit`: see `Document`.
+
+    injection: the probability that it is written to instruct the model that reads it; None where nobody has judged.
+    """
 
     id: str
     text: str
@@ -75,6 +78,7 @@ class Passage:
     end: int
     unit: Unit = "line"
     meta: Mapping[str, MetaValue] = field(default_factory=dict)
+    injection: float | None = None
 
     @property
     def location(self) -> str:
@@ -127,6 +131,30 @@ class Encoder(Protocol):
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """For each text its tokens, without those that the encoder adds around a text, and without a limit."""
+        ...
+
+
+class Screener(Protocol):
+    """Judges passages when they are indexed; its scores are kept with them, as `Passage.injection`."""
+
+    @property
+    def name(self) -> str:
+        """What to ask the plugin 'parley.screener' for to get this screener again."""
+        ...
+
+    @property
+    def encoder(self) -> str:
+        """The name of the encoder whose vectors it reads; where others are given, it makes its own."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two screeners only if they give the same scores."""
+        ...
+
+    def screen(self, texts: Sequence[str], vectors: NDArray[np.float32], encoder: str) -> NDArray[np.float32]:
+        """(n,) probabilities, higher is worse; NaN for a text it cannot judge. `vectors`: (n, dim), what the encoder
+        called `encoder` makes of these texts."""
         ...
 
 

@@ -51,6 +51,8 @@ def files_of(manifest: Manifest) -> Iterator[tuple[str, FileInfo]]:
             yield f"{segment.name}/{name}", info
         if segment.deleted_info is not None:
             yield segment.deleted_file, segment.deleted_info
+        if segment.screened_info is not None:
+            yield segment.screened_file, segment.screened_info
 
 
 def _stamp(index: Path, name: str, expected: FileInfo) -> tuple[int, int, int, int]:

@@ -3,6 +3,7 @@
     INDEX/manifest.json             written last, by atomic rename: the one commit point
     INDEX/segment-<12 hex>/         an immutable part of the index; see `segment.py`
     INDEX/deleted-<12 hex>.u32      which passages of a segment are deleted: sorted uint32 ids, little-endian
+    INDEX/screened-<12 hex>.f32     what a screener thinks of each passage of a segment: float32, little-endian
     INDEX/verified.json             which files were found sound, so that they are not read again; see `integrity.py`
     INDEX/lock                      held by the one writer
 
@@ -31,6 +32,7 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 SEGMENT_NAME = re.compile(r"segment-[0-9a-f]{12}")
 DELETED_NAME = re.compile(r"deleted-[0-9a-f]{12}\.u32")
+SCREENED_NAME = re.compile(r"screened-[0-9a-f]{12}\.f32")
 _FILE_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
@@ -41,6 +43,14 @@ class EncoderInfo:
     name: str
     fingerprint: str
     dim: int
+
+
+@dataclass(frozen=True)
+class ScreenerInfo:
+    """Who judged the passages; see `types.Screener`."""
+
+    name: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ class FileInfo:
 class SegmentInfo:
     """A segment and which of its passages are deleted. `files`: those in its folder, by name. `factory`: of its Faiss
     index. `deleted_file`: '' where nothing is deleted, else the name of the file that lists `num_deleted` passages,
-    described by `deleted_info`."""
+    described by `deleted_info`. `screened_file`, `screened_info`: the same for the scores of the screener, '' where
+    none has seen the segment."""
 
     name: str
     num_passages: int
@@ -65,6 +76,8 @@ class SegmentInfo:
     deleted_file: str = ""
     deleted_info: FileInfo | None = None
     num_deleted: int = 0
+    screened_file: str = ""
+    screened_info: FileInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class Manifest:
     """segments: in the order of their making. num_documents: live ones. floor: see `types.Searcher`. calibration: how
     the floor was found, where it was. sources: the paths that were indexed, as given, `folder`: where they were given
     from. excluded: names of documents that were deleted, and that an update leaves out. created, updated: UTC, ISO
-    8601."""
+    8601. screener: who judged all passages, None for nobody."""
 
     encoder: EncoderInfo
     settings: IndexSettings
@@ -96,6 +109,7 @@ class Manifest:
     created: str
     updated: str
     excluded: tuple[str, ...] = ()
+    screener: ScreenerInfo | None = None
 
     @property
     def num_passages(self) -> int:
@@ -171,7 +185,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
         raise ValueError("its content differs from its checksum")
     del content["format_version"]
     settings = content.pop("settings")
-    found = content.pop("calibration")
+    found, screener = content.pop("calibration"), content.pop("screener", None)
     return replace(
         Manifest(
             encoder=EncoderInfo(**content.pop("encoder")),
@@ -183,6 +197,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
             ),
             segments=tuple(_segment(**segment) for segment in content.pop("segments")),
             calibration=None if found is None else Calibration.from_dict(found),
+            screener=None if screener is None else ScreenerInfo(**screener),
             **content,
         ),
         sources=tuple(content["sources"]),
@@ -190,16 +205,19 @@ def _parse(content: dict[str, Any]) -> Manifest:
     )
 
 
-def _segment(files: dict[str, Any], deleted_info: dict[str, Any] | None, **rest: Any) -> SegmentInfo:
+def _segment(files: dict[str, Any], **rest: Any) -> SegmentInfo:
     infos = {name: FileInfo(**info) for name, info in files.items()}
-    info = SegmentInfo(files=infos, deleted_info=None if deleted_info is None else FileInfo(**deleted_info), **rest)
+    lists = {name: FileInfo(**rest.pop(name)) for name in ("deleted_info", "screened_info") if rest.get(name)}
+    info = SegmentInfo(files=infos, **{**rest, **lists})
     # These become paths that are read, and deleted later.
     if not SEGMENT_NAME.fullmatch(info.name):
         raise ValueError(f"'{info.name}' is no segment name")
     if bad := [name for name in infos if not _FILE_NAME.fullmatch(name)]:
         raise ValueError(f"'{bad[0]}' is no file of a segment")
-    if bool(info.deleted_file) != (deleted_info is not None) or (
-        info.deleted_file and not DELETED_NAME.fullmatch(info.deleted_file)
+    for name, described, pattern in (
+        (info.deleted_file, info.deleted_info, DELETED_NAME),
+        (info.screened_file, info.screened_info, SCREENED_NAME),
     ):
-        raise ValueError(f"'{info.deleted_file}' is no list of deleted passages")
+        if bool(name) != (described is not None) or (name and not pattern.fullmatch(name)):
+            raise ValueError(f"'{name}' is no list of passages")
     return info

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -162,9 +163,16 @@ class SegmentWriter:
 class Segment:
     """A segment opened for reading, by memory map. Verify its files first."""
 
-    def __init__(self, folder: Path, info: SegmentInfo, dim: int, deleted: NDArray[np.uint32] | None = None) -> None:
-        """`deleted`: sorted ids, None for none. Raises OSError or ValueError where the files do not hold what `info`
-        says."""
+    def __init__(
+        self,
+        folder: Path,
+        info: SegmentInfo,
+        dim: int,
+        deleted: NDArray[np.uint32] | None = None,
+        screened: NDArray[np.float32] | None = None,
+    ) -> None:
+        """`deleted`: sorted ids, None for none. `screened`: a screener's score of each passage, None where none has
+        seen them. Raises OSError or ValueError where the files do not hold what `info` says."""
         self.folder = folder
         self.info = info
         self.deleted: NDArray[np.uint32] = np.zeros(0, dtype=np.uint32) if deleted is None else deleted
@@ -177,6 +185,9 @@ class Segment:
             raise ValueError(f"{VECTORS} does not hold {num} vectors of {dim} dimensions")
         if deleted is not None and (len(deleted) != info.num_deleted or not len(deleted) or int(deleted[-1]) >= num):
             raise ValueError(f"{info.deleted_file} does not list {info.num_deleted} of {num} passages")
+        if screened is not None and len(screened) != num:
+            raise ValueError(f"{info.screened_file} holds {len(screened)} scores of {num} passages")
+        self._screened = screened
         # A view as a plain array: taking one row of a memmap object costs ten times as much.
         self.vectors: NDArray[np.float32] = np.asarray(
             np.memmap(folder / VECTORS, dtype="<f4", mode="r", shape=(num, dim))
@@ -189,10 +200,13 @@ class Segment:
         """Passage i, from 0."""
         stored = self._passages.get(i)
         of = self.document(stored["document"])
-        name = f"{of.id}#{i - of.first}"
-        return Passage(
-            name, stored["text"], stored["title"], of.source, stored["start"], stored["end"], of.unit, of.meta
-        )
+        place = (of.source, stored["start"], stored["end"], of.unit, of.meta)
+        return Passage(f"{of.id}#{i - of.first}", stored["text"], stored["title"], *place, self.injection(i))
+
+    def injection(self, i: int) -> float | None:
+        """See `types.Passage`."""
+        score = math.nan if self._screened is None else float(self._screened[i])
+        return None if math.isnan(score) else score
 
     def text(self, i: int) -> str:
         """What the encoder was given for passage i."""

@@ -19,6 +19,7 @@ from retrieval.index.integrity import VERIFIED, verify
 from retrieval.index.manifest import (
     DELETED_NAME,
     MANIFEST,
+    SCREENED_NAME,
     SEGMENT_NAME,
     Manifest,
     SegmentInfo,
@@ -64,7 +65,8 @@ class Store:
     def _open(self, info: SegmentInfo) -> Segment:
         try:
             deleted = np.fromfile(self.index / info.deleted_file, dtype="<u4") if info.deleted_file else None
-            return Segment(self.index / info.name, info, self.manifest.encoder.dim, deleted)
+            screened = np.memmap(self.index / info.screened_file, dtype="<f4", mode="r") if info.screened_file else None
+            return Segment(self.index / info.name, info, self.manifest.encoder.dim, deleted, screened)
         except ValueError as error:
             raise damaged(self.index, info.name, str(error)) from None
 
@@ -131,7 +133,7 @@ def commit(index: Path, manifest: Manifest) -> None:
 def sweep(index: Path, manifest: Manifest | None) -> None:
     """Delete the segments, lists and leftovers of killed writers that `manifest` does not name."""
     segments = manifest.segments if manifest else ()
-    keep = {segment.name for segment in segments} | {segment.deleted_file for segment in segments}
+    keep = {name for each in segments for name in (each.name, each.deleted_file, each.screened_file)}
     for entry in index.iterdir():
         if entry.name in keep or not _is_leftover(entry.name):
             continue
@@ -210,9 +212,9 @@ def _holds_index(index: Path) -> bool:
 
 def _is_leftover(name: str) -> bool:
     """Names that a writer leaves when it is killed."""
-    temporary = name.startswith((f".{MANIFEST}.", f".{VERIFIED}.", f".{WORK}.", ".deleted-"))
-    named = SEGMENT_NAME.fullmatch(name) or DELETED_NAME.fullmatch(name)
-    return temporary or name == WORK or named is not None
+    temporary = name.startswith((f".{MANIFEST}.", f".{VERIFIED}.", f".{WORK}.", ".deleted-", ".screened-"))
+    named = any(pattern.fullmatch(name) for pattern in (SEGMENT_NAME, DELETED_NAME, SCREENED_NAME))
+    return temporary or name == WORK or named
 
 
 def _stamp(index: Path) -> Sequence[int]:

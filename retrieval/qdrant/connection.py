@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
 
 DENSE, WORDS = "dense", "words"
-FIELDS = ("id", "text", "title", "source", "start", "end", "unit", "meta")  # of a passage, in the payload
+FIELDS = ("id", "text", "title", "source", "start", "end", "unit", "meta", "injection")  # of a passage, in the payload
 MEMORY = "memory"  # in place of a url: an embedded Qdrant that lives as long as this process
 METADATA = "parley"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TIMEOUT_SECONDS = 60
 SCROLL_POINTS = 4096
 _POINTS = uuid.UUID("6c1a4a52-3d1c-5b0e-9f5b-0d6a51c0b7a1")  # the namespace of our point ids
@@ -268,7 +268,7 @@ def payload_of(passage: Passage, facets: list[str], head: bool) -> dict[str, Any
     meta = {name: _plain(value) for name, value in passage.meta.items()}
     place = {"source": passage.source, "start": passage.start, "end": passage.end, "unit": passage.unit}
     own = {"id": passage.id, "title": passage.title, "text": passage.text, **place, "meta": meta}
-    return {**own, "facets": facets, "head": head}
+    return {**own, "injection": passage.injection, "facets": facets, "head": head}
 
 
 def passage_of(payload: Mapping[str, Any]) -> Passage:

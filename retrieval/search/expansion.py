@@ -50,7 +50,9 @@ def joined(segment: Segment, ids: range, overlapping: bool) -> Passage:
         is_repeated = overlapping and added.start <= whole.end  # what repeats a sentence shares its lines
         rest = added.text[_overlap(whole.text, added.text) :] if is_repeated else added.text
         glue = "" if rest != added.text else "\n" if added.start > whole.end else " "
-        whole = replace(whole, text=whole.text + glue + rest, end=max(whole.end, added.end))
+        judged = [score for score in (whole.injection, added.injection) if score is not None]
+        worst = max(judged, default=None)
+        whole = replace(whole, text=whole.text + glue + rest, end=max(whole.end, added.end), injection=worst)
     return whole
 
 

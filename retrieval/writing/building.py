@@ -14,11 +14,12 @@ from retrieval.index.manifest import EncoderInfo, IndexSettings, Manifest, now
 from retrieval.index.store import Store, commit, discard, writing
 from retrieval.scoring.ann import check_factory
 from retrieval.scoring.fusion import UNRELATED, baseline_of
-from retrieval.types import Encoder
+from retrieval.types import Encoder, Screener
 from retrieval.writing.plan import Plan, vectors_of
 from retrieval.writing.pool import Source
 from retrieval.writing.report import Report
 from retrieval.writing.runners import OnProgress, Runner, run_here
+from retrieval.writing.screening import screened
 
 
 def build_index(
@@ -29,6 +30,7 @@ def build_index(
     floor: float | None = None,
     device: str | None = None,
     calibrate: bool = True,
+    screener: Screener | None = None,
     run: Runner = run_here,
     limits: Limits | None = None,
     on_progress: OnProgress | None = None,
@@ -36,9 +38,9 @@ def build_index(
     """Build the index of the documents under `paths` in the folder `index`, in place of the index there, if any.
 
     `encoder` is one, or the name of one (see `open_encoder`, also for `device`). `floor` is the score below which a
-    hit says nothing; None: found from the documents (`calibrate`), else the one measured for the encoder. `run` says
-    where the work is done. Memory holds one document, one batch of passages and the search structures of one segment,
-    however many there are.
+    hit says nothing; None: found from the documents (`calibrate`), else the one measured for the encoder.
+    `screener` judges the passages, see `types.Passage`. `run` says where the work is done. Memory holds one document,
+    one batch of passages and the search structures of one segment, however many there are.
 
     A build that was killed, and is started again with the same arguments, goes on where it was; until it ends, the
     index that was there stays as it was. What the old index holds is not encoded again.
@@ -81,6 +83,7 @@ def build_index(
             )
             if calibrate and floor is None:
                 manifest = fit_floor(Store(index, manifest), encoder)
+            manifest = screened(index, manifest, screener)
             commit(index, manifest)
         except Exception:
             discard(index)

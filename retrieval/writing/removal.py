@@ -9,8 +9,10 @@ from pathlib import Path
 
 from retrieval.index.naming import matching
 from retrieval.index.store import Store, commit, replace_segments, writing
+from retrieval.types import Screener
 from retrieval.writing.compaction import merged_segments
 from retrieval.writing.report import Report, restamped
+from retrieval.writing.screening import screened
 
 
 def delete_documents(index: str | Path, names: Sequence[str]) -> Report:
@@ -36,14 +38,15 @@ def delete_documents(index: str | Path, names: Sequence[str]) -> Report:
     return Report.of(index, manifest, time.perf_counter() - started, num_removed=num_removed)
 
 
-def compact_index(index: str | Path) -> Report:
-    """Rewrite an index without its deleted passages, in as few segments as may be. Nothing is encoded again."""
+def compact_index(index: str | Path, screener: Screener | None = None) -> Report:
+    """Rewrite an index without its deleted passages, in as few segments as may be. Nothing is encoded again. What is
+    rewritten is judged again, by `screener` or the one that judged it before."""
     index = Path(index)
     started = time.perf_counter()
     with writing(index):
         store = Store(index)
         num_before = store.manifest.num_deleted
         segments = merged_segments(store)
-        manifest = restamped(index, replace(store.manifest, segments=segments))
+        manifest = restamped(index, screened(index, replace(store.manifest, segments=segments), screener))
         commit(index, manifest)
     return Report.of(index, manifest, time.perf_counter() - started, num_removed=num_before)

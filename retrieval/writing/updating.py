@@ -16,10 +16,11 @@ from retrieval.index.manifest import Manifest
 from retrieval.index.naming import fits, is_under, matching
 from retrieval.index.segment import FileRecord
 from retrieval.index.store import Store, commit, replace_segments, sweep, writing
-from retrieval.types import Encoder, SourceFile
+from retrieval.types import Encoder, Screener, SourceFile
 from retrieval.writing.plan import Plan, vectors_of
 from retrieval.writing.report import Report, restamped
 from retrieval.writing.runners import OnProgress, Runner, run_here
+from retrieval.writing.screening import screened
 from retrieval.writing.shards import ShardResult, content_sum
 
 
@@ -28,6 +29,7 @@ def update_index(
     paths: Iterable[str | Path] = (),
     encoder: str | Encoder | None = None,
     device: str | None = None,
+    screener: Screener | None = None,
     run: Runner = run_here,
     limits: Limits | None = None,
     on_progress: OnProgress | None = None,
@@ -36,7 +38,8 @@ def update_index(
 
     Only files whose content changed are read, and only passages that are new are encoded. Files under `paths` that are
     gone are removed. A changed file that cannot be read keeps its old passages, and is reported. What was deleted by
-    name stays away, unless `paths` gives it by name.
+    name stays away, unless `paths` gives it by name. New passages are judged by `screener`, or by the one that judged
+    the others.
 
     Raises ValueError for an index that cannot be read, another encoder than the index's, and sources that are named
     from another folder than they were built from.
@@ -75,7 +78,7 @@ def update_index(
         )
         if manifest.excluded:  # records of a file that was read again
             manifest = replace_segments(index, manifest, matching(Store(index, manifest), manifest.excluded)[0])
-        manifest = restamped(index, manifest)
+        manifest = restamped(index, screened(index, manifest, screener))
         commit(index, manifest)
     return Report.of(
         index,

@@ -73,7 +73,8 @@ def content(index: Path) -> Content | None:
 def left_over(index: Path) -> list[str]:
     """Files in an index that are not of it."""
     manifest = read_manifest(index)
-    known = {MANIFEST, "lock", "verified.json"} | {segment.deleted_file for segment in manifest.segments}
+    known = {MANIFEST, "lock", "verified.json"}
+    known |= {name for segment in manifest.segments for name in (segment.deleted_file, segment.screened_file)}
     known |= {f"{segment.name}/{name}" for segment in manifest.segments for name in [*segment.files, WHOLE]}
     found = {path.relative_to(index).as_posix() for path in index.rglob("*") if not path.is_dir()}
     return sorted(found - known) + sorted(

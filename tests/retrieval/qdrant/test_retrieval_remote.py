@@ -288,8 +288,8 @@ def test_collections_of_others_are_left_alone(client: QdrantClient, shared_index
     [
         ("nothing like JSON", "is damaged .* upload the index again"),
         ("{}", "is damaged"),
-        ('{"format_version": 1}', "is damaged"),
-        ('{"format_version": 99}', "has format 99, not 1; update Parley"),
+        ('{"format_version": 2}', "is damaged"),
+        ('{"format_version": 99}', "has format 99, not 2; update Parley"),
     ],
 )
 def test_metadata_that_cannot_be_read_are_refused(client: QdrantClient, stored: str, reason: str) -> None:
