@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from common.files import read_json, sha256_of, write_json
+from common.files import json_text, parse_json, read_text, sha256_of, write_json
 from retrieval.passages import SplitSettings
 from retrieval.scoring.calibration import Calibration
 from retrieval.scoring.fusion import FusionSettings
@@ -149,14 +149,19 @@ def read_manifest(index: Path) -> Manifest:
     if not (index / MANIFEST).is_file():
         raise ValueError(f"there is no index in '{index}'; {_build_command(index)}")
     try:
-        content = read_json(index / MANIFEST)
+        text = read_text(index / MANIFEST)
+        content = parse_json(text, index / MANIFEST)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         version = content["format_version"]
         if not isinstance(version, int):
             raise ValueError(f"its format_version is {version!r}")
         if version == FORMAT_VERSION:
-            return _parse(content)
+            written = json_text(content)
+            manifest = _parse(content)
+            if text != written:
+                raise ValueError("it was changed after it was written")
+            return manifest
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise damaged(index, MANIFEST, str(error)) from None
     remedy = f"re{_build_command(index)}" if version < FORMAT_VERSION else f"update Parley, or {_build_command(index)}"

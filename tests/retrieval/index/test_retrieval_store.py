@@ -169,6 +169,13 @@ def test_other_formats_and_edited_manifests_are_refused(
         Store(index)
 
 
+def test_a_manifest_is_what_was_written_to_the_last_byte(index: Path) -> None:
+    with open(index / MANIFEST, "a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match="changed after it was written"):
+        Store(index)
+
+
 @pytest.mark.parametrize("name", ["segment-../../../etc", "../segment-000000000000", "segment-00000000000", ""])
 def test_a_manifest_cannot_point_out_of_its_folder(index: Path, name: str) -> None:
     manifest = read_manifest(index)
