@@ -1,7 +1,7 @@
 """The OpenAI chat-completions API as functions from dicts to dicts: no sockets here, server.py has those.
 
-An answer has three fields more than OpenAI's: `sources`, the passages it was made from; `notices`, what was left out
-or flagged; and `verdicts`, what moderation said.
+An answer has four fields more than OpenAI's: `sources`, the passages it was made from; `withheld`, passages that were
+found and kept from the model; `notices`, what was left out or flagged; and `verdicts`, what moderation said.
 """
 
 from __future__ import annotations

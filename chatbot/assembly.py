@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chatbot.core import Bot
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompt_files import load_examples
-from chatbot.prompting import LAYOUTS, PromptAssembler
-from moderation.types import Moderator
+from chatbot.prompting import LAYOUTS, SPOTLIGHT, PromptAssembler
 from retrieval.types import Encoder, Searcher
+
+if TYPE_CHECKING:
+    from chatbot.core import Encode
+    from moderation.moderator import PolicyModerator
 
 _GENERATION = ("max_tokens", "sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 _LOADING = ("device", "gpu_id", "gpu_vram", "cpu_ram", "load_in_8bit", "load_in_4bit", "dtype", "template")
@@ -33,10 +36,16 @@ def open_bot(options: Mapping[str, Any]) -> Bot:
         limit = model.context_length
         raise ValueError(f"--max-tokens {generation.max_tokens} must be below the model's context of {limit}")
     assembler = PromptAssembler(
-        model.count_tokens, model.context_length, options["system"], examples, options["layout"]
+        model.count_tokens,
+        model.context_length,
+        options["system"],
+        examples,
+        options["layout"],
+        SPOTLIGHT if retriever else "",
     )
     moderator = open_moderator(options)
-    return Bot(model, assembler, retriever, moderator, generation, options["k"], options["floor"], options["rewrite"])
+    rest = (options["k"], options["floor"], options["rewrite"], _shared_encoder(retriever, moderator))
+    return Bot(model, assembler, retriever, moderator, generation, *rest)
 
 
 def load_model(name: str, options: Mapping[str, Any]) -> ChatModel:
@@ -72,13 +81,23 @@ def open_index(options: Mapping[str, Any]) -> Searcher:
     return opened[0] if len(opened) == 1 else SeveralIndexes(opened)
 
 
-def open_moderator(options: Mapping[str, Any]) -> Moderator | None:
+def _shared_encoder(retriever: Searcher | None, moderator: PolicyModerator | None) -> Encode | None:
+    """What both read vectors of, so that a question is encoded once."""
+    encoder: Encoder | None = getattr(retriever, "encoder", None)
+    if encoder is None or moderator is None:
+        return None
+    plain = encoder.name.removesuffix(":int8").removesuffix(":float32")
+    return encoder.encode if plain == moderator.encoder else None
+
+
+def open_moderator(options: Mapping[str, Any]) -> PolicyModerator | None:
     """The moderator that the options name, or None where moderation is off."""
     if not options["moderation"]:
         return None
     from moderation.moderator import open_moderator as open_
 
-    return open_(options["moderation_model"], options["moderation_policy"], _small_model_device(options))
+    model = options["moderation_model"] or "default"
+    return open_(model, options["moderation_policy"], _small_model_device(options), options["label_map"])
 
 
 def _small_model_device(options: Mapping[str, Any]) -> str | None:

@@ -61,6 +61,8 @@ class Batch:
         self._write(("" if self.stream else reply.text) + "\n")
         for number, hit in enumerate(reply.sources, start=1):
             self._write(source_line(number, hit.passage) + "\n")
+        for hit in reply.withheld:
+            self._write(f"withheld: {hit.passage.title or hit.passage.source} ({hit.passage.location})\n")
         for notice in notices:
             click.echo(printable(f"({notice})"), err=True)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_write
+from moderation.types import Verdict
 from retrieval.types import Passage
 
 ROLES = ("system", "user", "assistant")
@@ -20,11 +21,13 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
-    """One thing said. `passages` are what retrieval found for it; they are shown to the model but are not its words."""
+    """One thing said. `passages` are what retrieval found for it; they are shown to the model but are not its words.
+    `verdicts`, of an answer, are what moderation said while it was made: (direction, verdict) pairs."""
 
     role: str
     content: str
     passages: tuple[Passage, ...] = ()
+    verdicts: tuple[tuple[str, Verdict], ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -89,7 +92,7 @@ class Conversation:
         return Conversation(tuple(_message(number, each) for number, each in enumerate(messages, start=1)))
 
     def to_record(self) -> dict[str, Any]:
-        """Everything, passages included, as JSON values."""
+        """Everything, passages and verdicts included, as JSON values."""
         return {"messages": [_record(message) for message in self.messages]}
 
 
@@ -97,6 +100,8 @@ def _record(message: Message) -> dict[str, Any]:
     record: dict[str, Any] = message.to_dict()
     if message.passages:
         record["passages"] = [asdict(passage) for passage in message.passages]
+    if message.verdicts:
+        record["verdicts"] = {direction: asdict(verdict) for direction, verdict in message.verdicts}
     return record
 
 
@@ -108,9 +113,14 @@ def _message(number: int, each: object) -> Message:
         raise ValueError(f"message {number} lacks {' and '.join(missing)}")
     try:
         passages = tuple(Passage(**each_passage) for each_passage in each.get("passages", ()))
-        return Message(each["role"], _text(each["content"]), passages)
-    except (TypeError, ValueError) as error:
+        verdicts = tuple((direction, _verdict(**said)) for direction, said in each.get("verdicts", {}).items())
+        return Message(each["role"], _text(each["content"]), passages, verdicts)
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"message {number}: {error}") from None
+
+
+def _verdict(labels: Sequence[str], **rest: Any) -> Verdict:
+    return Verdict(labels=tuple(labels), **rest)  # JSON has lists only
 
 
 def _text(content: object) -> str:

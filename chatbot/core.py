@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from chatbot.conversation import Conversation
 from chatbot.engines.base import ChatModel, Delta, FinishReason, Generation, Usage
@@ -18,10 +19,18 @@ from chatbot.streaming import sentences
 from moderation.types import ACTIONS, Moderator, Verdict
 from retrieval.types import Hit, Searcher
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+
 NOT_IN_DOCUMENTS = "The documents do not say. (No passage is close enough to the question.)"
+WITHHELD = "The passages that were found seem to give orders to the model rather than information; they were not used."
 NO_ROOM = "The passages that were found do not fit the model's context; lower --max-tokens."
 NO_USAGE = Usage(0, 0)
 DEFAULT_GENERATION = Generation()
+INJECTION = "prompt_injection"  # the label of `Passage.injection`
 NUM_CONTEXT_MESSAGES = 6  # how far back a follow-up question is searched with its conversation
 
 
@@ -31,7 +40,8 @@ class Turn:
 
     Where `answer` is set no model runs: it is a refusal (`blocked`) or says that the documents do not answer.
     `conversation` is what came in, its newest message carrying the passages that go into the prompt. Where `plain`
-    is set it is continued as it is, and no prompt is made.
+    is set it is continued as it is, and no prompt is made. `verdict` is on what the user said, `screened` on each
+    passage that was found; `withheld` are those that were blocked, and that the model is not shown.
     """
 
     conversation: Conversation
@@ -41,6 +51,12 @@ class Turn:
     answer: str | None = None
     blocked: bool = False
     plain: str | None = None
+    screened: tuple[tuple[Hit, Verdict], ...] = ()
+
+    @property
+    def withheld(self) -> tuple[Hit, ...]:
+        """The passages that were found and are kept from the model."""
+        return tuple(hit for hit, verdict in self.screened if verdict.action == "block")
 
     @property
     def sources(self) -> tuple[Hit, ...]:
@@ -50,10 +66,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer. `verdicts` maps a direction (input, output) to what moderation said, where it ran."""
+    """A whole answer. `verdicts` maps a direction (input, output, document) to what moderation said, where it ran: of
+    several passages the most severe. `withheld`: passages that were found and blocked; the model did not see them."""
 
     text: str
     sources: tuple[Hit, ...] = ()
+    withheld: tuple[Hit, ...] = ()
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     usage: Usage = NO_USAGE
     finish_reason: FinishReason = "stop"
@@ -90,7 +108,8 @@ class Bot:
 
     `k` passages are looked for. A search whose confidence is below `floor` (None: the index's own, 0: never) is
     answered with `NOT_IN_DOCUMENTS`, without running the model. `rewrite`: a follow-up question is searched for as the
-    model puts it, on its own, instead of together with the conversation.
+    model puts it, on its own, instead of together with the conversation. `encode`: what the retriever encodes with,
+    where the moderator reads the same vectors; since it remembers the last texts, one encoding serves both.
     """
 
     model: ChatModel
@@ -101,6 +120,7 @@ class Bot:
     k: int = 3
     floor: float | None = None
     rewrite: bool = False
+    encode: Encode | None = None
 
     def __post_init__(self) -> None:
         if self.floor is not None and not math.isfinite(self.floor):
@@ -123,6 +143,10 @@ class Bot:
             hits = self._search(self.retriever, conversation)
             if not hits:
                 return replace(turn, answer=NOT_IN_DOCUMENTS)
+            turn = replace(turn, screened=self._screen(hits))
+            withheld = turn.withheld
+            if not (hits := [hit for hit in hits if hit not in withheld]):
+                return replace(turn, answer=WITHHELD)
         prompt = self.assembler.assemble(conversation, hits, self.generation.max_tokens)
         if hits and not prompt.used and not self._has_room_for(hits[0]):
             return replace(turn, answer=NO_ROOM)
@@ -138,12 +162,27 @@ class Bot:
         """A turn that says no more than what moderation thinks of `texts`: the most severe verdict on any."""
         if self.moderator is None:
             return Turn(conversation, self.generation)
-        verdicts = self.moderator.check(texts, "input")
-        verdict = max(verdicts, key=lambda each: (ACTIONS.index(each.action), each.flagged))
+        vectors = None if self.encode is None else self.encode(texts)
+        verdict = _most_severe(self.moderator.check(texts, "input", vectors))
         if verdict.action == "block":
             refusal = self.moderator.refusal
             return Turn(conversation, self.generation, verdict=verdict, answer=refusal, blocked=True)
         return Turn(conversation, self.generation, verdict=verdict)
+
+    def _screen(self, hits: Sequence[Hit]) -> tuple[tuple[Hit, Verdict], ...]:
+        """What the policy says of each passage: of the score it got when it was indexed, where it got one."""
+        if self.moderator is None:
+            return ()
+        if not self.moderator.can_flag("document"):  # judging passages now would be idle
+            hits = [hit for hit in hits if hit.passage.injection is not None]
+        unknown = [hit for hit in hits if hit.passage.injection is None]
+        texts = [f"{hit.passage.title}\n{hit.passage.text}".strip() for hit in unknown]
+        fresh = iter(self.moderator.check(texts, "document"))
+        judged = self.moderator.judge
+        return tuple(
+            (hit, next(fresh) if (score := hit.passage.injection) is None else judged({INJECTION: score}, "document"))
+            for hit in hits
+        )
 
     def _has_room_for(self, hit: Hit) -> bool:
         """Whether a passage fits beside a short question. Where it does, only a message that is long itself kept it
@@ -167,6 +206,10 @@ class Bot:
         """Generate the answer. Closing the iterator stops the model; `Done` comes last otherwise."""
         verdicts = {"input": turn.verdict} if turn.verdict else {}
         yield from _notices("your message", turn.verdict)
+        if turn.screened:
+            verdicts["document"] = _most_severe([verdict for _, verdict in turn.screened])
+            for hit, verdict in turn.screened:
+                yield from _notices(f"passage {hit.passage.location}", verdict)
         if turn.prompt is not None and str(turn.prompt.dropped):
             yield Notice(str(turn.prompt.dropped))
         if turn.plain is not None:
@@ -176,7 +219,7 @@ class Bot:
         else:
             fixed = turn.answer or ""
             yield Text(fixed)
-            yield Done(Reply(fixed, verdicts=verdicts, blocked=turn.blocked))
+            yield Done(Reply(fixed, (), turn.withheld, verdicts, blocked=turn.blocked))
             return
         answer = _Answer(deltas, self.moderator, trim=turn.plain is None)
         yield from answer.events()
@@ -185,7 +228,7 @@ class Bot:
         yield from _notices("the answer", answer.verdict)
         usage = answer.last.usage or NO_USAGE
         reason = answer.last.finish_reason or "stop"
-        yield Done(Reply(answer.text, turn.sources, verdicts, usage, reason, answer.blocked))
+        yield Done(Reply(answer.text, turn.sources, turn.withheld, verdicts, usage, reason, answer.blocked))
 
     def reply(self, conversation: Conversation) -> Reply:
         """The whole answer at once; the same text as the stream's."""
@@ -240,6 +283,10 @@ class _Answer:
             if piece:
                 started = True
                 yield piece
+
+
+def _most_severe(verdicts: Sequence[Verdict]) -> Verdict:
+    return max(verdicts, key=lambda each: (ACTIONS.index(each.action), each.flagged))
 
 
 def _notices(what: str, verdict: Verdict | None) -> Iterator[Notice]:

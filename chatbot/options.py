@@ -63,9 +63,10 @@ _OPTIONS = (
     click.option("--repetition-penalty", type=float, default=1.1, help="Above 1: an answer repeats itself less."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     # Moderation
-    click.option("--moderation/--no-moderation", default=None, help="Check both ways.  [default: with a model]"),
-    click.option("--moderation-model", help="Text classification model: directory or Hugging Face id."),
-    click.option("--moderation-policy", type=FILE, help="YAML policy.  [default: warn at 0.5]"),
+    click.option("--moderation/--no-moderation", default=None, help="Judge what is said and found.  [default: off]"),
+    click.option("--moderation-model", metavar="NAME", help="Classifier, see docs/moderation.md.  [default: Parley's]"),
+    click.option("--moderation-policy", type=FILE, help="YAML policy.  [default: warn]"),
+    click.option("--label-map", type=FILE, help="Our names for the labels of a Hugging Face classifier."),
 )
 
 
@@ -83,8 +84,4 @@ def check_options(options: dict[str, Any]) -> None:
     if not options["index"]:
         options["index"] = (str(home() / "indexes" / "sample"),)
     if options["moderation"] is None:
-        options["moderation"] = options["moderation_model"] is not None
-    if options["moderation"] and options["moderation_model"] is None:
-        raise ValueError("--moderation needs a classifier; give one with --moderation-model")
-    if options["moderation_policy"] and options["moderation_model"] is None:
-        raise ValueError("--moderation-policy does nothing without a classifier; give one with --moderation-model")
+        options["moderation"] = bool(options["moderation_model"] or options["moderation_policy"])

@@ -6,20 +6,24 @@ from dataclasses import asdict
 from typing import Any
 
 from chatbot.core import Reply
+from retrieval.types import Hit
 
 
 def source_records(reply: Reply) -> list[dict[str, Any]]:
     """The passages behind an answer: number as cited, location, score, and all that a passage holds."""
-    return [
-        {"number": number, "location": hit.passage.location, "score": round(hit.score, 4), **asdict(hit.passage)}
-        for number, hit in enumerate(reply.sources, start=1)
-    ]
+    return [{"number": number, **_record(hit)} for number, hit in enumerate(reply.sources, start=1)]
+
+
+def _record(hit: Hit) -> dict[str, Any]:
+    return {"location": hit.passage.location, "score": round(hit.score, 4), **asdict(hit.passage)}
 
 
 def evidence(reply: Reply, notices: list[str]) -> dict[str, Any]:
-    """What stands behind an answer: its sources, what was left out or flagged, and what moderation said."""
+    """What stands behind an answer: its sources, passages that were found and kept from the model, what was left out or
+    flagged, and what moderation said."""
     verdicts = {direction: asdict(verdict) for direction, verdict in reply.verdicts.items()}
-    return {"sources": source_records(reply), "notices": notices, "verdicts": verdicts}
+    withheld = [_record(hit) for hit in reply.withheld]
+    return {"sources": source_records(reply), "withheld": withheld, "notices": notices, "verdicts": verdicts}
 
 
 def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, Any]:
@@ -29,6 +33,7 @@ def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, A
         "question": question,
         "answer": reply.text,
         "sources": behind["sources"],
+        "withheld": behind["withheld"],
         "finish_reason": reply.finish_reason,
         "blocked": reply.blocked,
         "verdicts": behind["verdicts"],

@@ -95,7 +95,7 @@ class Session:
                 yield event
         finally:
             # Also runs when the user stops the answer: what was said until then stays in the conversation.
-            self.turn, self.reply = turn, reply or Reply(said, turn.sources, blocked=turn.blocked)
+            self.turn, self.reply = turn, reply or Reply(said, turn.sources, turn.withheld, blocked=turn.blocked)
             self.seen = turn.plain
             if turn.prompt is not None:
                 self.seen = bot.model.render(turn.prompt.conversation)
@@ -104,7 +104,10 @@ class Session:
                 "settings": asdict(turn.generation) | {"system": bot.assembler.system, "k": bot.k},
             }
             if not turn.blocked and turn.plain is None:
-                self.conversation = turn.conversation.add("assistant", said) if said else turn.conversation
+                self.conversation = turn.conversation
+                if said:
+                    answered = turn.conversation.add("assistant", said)
+                    self.conversation = answered.with_last(verdicts=tuple(self.reply.verdicts.items()))
             self._keep(reply)
 
     # Keeping ----------------------------------------------------------------------------------------------------
@@ -160,6 +163,7 @@ class Session:
             "reason": reason,
             "messages": self.turn.conversation.to_dicts(),
             "passages": [asdict(hit.passage) | {"score": hit.score} for hit in self.reply.sources],
+            "verdicts": {direction: asdict(verdict) for direction, verdict in self.reply.verdicts.items()},
             "answer": self.reply.text,
             "edit": edit,
             "prompt": self.seen,

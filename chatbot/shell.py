@@ -126,6 +126,8 @@ class Shell:
     def _finish(self, done: Done) -> None:
         for number, hit in enumerate(done.reply.sources, start=1):
             self.screen.remark(source_line(number, hit.passage))
+        for hit in done.reply.withheld:
+            self.screen.remark(f"withheld: {hit.passage.title or hit.passage.source} ({hit.passage.location})")
         if done.reply.finish_reason == "length":
             limit = self.session.bot.generation.max_tokens
             self.screen.remark(f"(stopped at max_tokens={limit}; /hyperparameters max_tokens={2 * limit} allows more)")
@@ -168,10 +170,13 @@ class Shell:
 
     def _sources(self, _: str) -> None:
         reply = self.session.reply
-        if reply is None or not reply.sources:
+        if reply is None or not (reply.sources or reply.withheld):
             self.screen.remark("(the last answer had no sources)")
-        else:
-            self._show_hits(reply.sources)
+            return
+        self._show_hits(reply.sources)
+        if reply.withheld:
+            self.screen.remark("(found, and kept from the model:)")
+            self._show_hits(reply.withheld)
 
     def _search(self, query: str) -> None:
         hits = self.session.search(query)

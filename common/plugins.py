@@ -13,7 +13,8 @@ from typing import Any
 
 GROUPS = {
     "parley.encoder": "(name, device) -> a sentence encoder, see retrieval.encoders.open_encoder",
-    "parley.engine": "(engine, model, loading) -> a chat model, see chatbot.engines.open_engine",
+    "parley.screener": "(name, device) -> who judges passages, see moderation.screener.open_screener",
+    "parley.asker": "(engine, model, device) -> who asks a chat model one thing, see chatbot.asking.open_asker",
 }
 
 

@@ -5,37 +5,25 @@ The documented example is `policy.yaml` beside this file; what a policy file lea
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
+from moderation.labels import did_you_mean, is_benign
 from moderation.sections import Section, mistake, read_sections, require_section
 from moderation.types import ACTIONS, DIRECTIONS, Action, Direction, Verdict
 
-# What public classifiers call a text with nothing wrong in it, in lower case and without punctuation: `Non-Toxic`
-# and `not_hate` are found as `nontoxic` and `nothate`.
-BENIGN_LABELS = frozenset(
-    {"acceptable", "benign", "casual", "clean", "harmless", "legit", "legitimate", "neutral", "normal", "ok", "okay"}
-    | {"safe", "sfw"}
-    | {no + wrong for no in ("no", "non", "not") for wrong in ("hate", "hateful", "offensive", "toxic")}
-)
+# What `threshold: auto` means where the classifier recommends none.
+DEFAULT_THRESHOLD = 0.5
+MAX_TIMEOUT = 3600
 
 
-def is_benign(label: str) -> bool:
-    """Whether `label` says that nothing is wrong (BENIGN_LABELS, whatever the case and the punctuation)."""
-    return re.sub(r"[\W_]", "", label).lower() in BENIGN_LABELS
-
-
-def did_you_mean(name: object, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with the choice nearest to `name`, whatever the case; empty where none is near."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+def _is_number(value: object) -> bool:
+    # A bool is an int to Python, but `threshold: yes` is a mistake.
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
@@ -45,38 +33,60 @@ def _require_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Rule:
-    """`action` follows where a score reaches `threshold`, a probability in [0, 1]; ValueError for anything else."""
+    """`action` follows where a score reaches `threshold`, a probability in [0, 1], or "auto": what the classifier
+    recommends for the label, DEFAULT_THRESHOLD where it recommends nothing. ValueError for anything else."""
 
     action: Action = "warn"
-    threshold: float = 0.5
+    threshold: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         _require_choice("action", self.action, ACTIONS)
-        # A bool is an int to Python, but `threshold: yes` is a mistake.
-        is_number = isinstance(self.threshold, int | float) and not isinstance(self.threshold, bool)
-        if not (is_number and 0 <= self.threshold <= 1):
-            raise ValueError(f"threshold {self.threshold!r} is not a number from 0 to 1")
+        if self.threshold != "auto" and not (_is_number(self.threshold) and 0 <= self.threshold <= 1):
+            raise ValueError(f"threshold {self.threshold!r} is not a number from 0 to 1, or auto")
+
+    def reached_by(self, score: float, recommended: float | None) -> bool:
+        """Whether `score` flags its label, whose threshold the classifier recommends to be `recommended`."""
+        if self.threshold == "auto":
+            return score >= (DEFAULT_THRESHOLD if recommended is None else recommended)
+        return score >= self.threshold
 
 
 Rules = Mapping[Direction, Rule]
+
+
+def _default_rules() -> Rules:
+    return {"input": Rule(), "output": Rule(), "document": Rule("allow")}
+
+
+def _default_labels() -> Mapping[str, Rules]:
+    # A document may well speak of violence; what it may not do is give the model orders. A warning, not a block: the
+    # default classifier takes too many texts about prompts and commands for orders.
+    return {"prompt_injection": {"document": Rule("warn")}}
 
 
 @dataclass(frozen=True)
 class Policy:
     """What to do about scores.
 
-    `fail` says what becomes of a text that the classifier failed on: closed blocks it, open allows it; `refusal` is
-    what the user is told in place of a blocked text; `default` has a rule for each direction, and `labels` has the
-    exceptions to it, for one direction or for each. Raises ValueError where `fail` or `refusal` is not usable.
+    `fail` says what becomes of a text that the classifier failed on: closed blocks it, open allows it; `timeout` is
+    the seconds for each text after which a check counts as failed, None for no limit; `refusal` is what the user is
+    told in place of a blocked text; `default` has a rule for each direction, and `labels` has the exceptions to it,
+    for some directions or for each. Raises ValueError where `fail`, `timeout` or `refusal` is not usable.
     """
 
     fail: Literal["open", "closed"] = "closed"
+    timeout: float | None = 30
     refusal: str = "I am sorry, but I cannot help with that."
-    default: Rules = field(default_factory=lambda: {direction: Rule() for direction in DIRECTIONS})
-    labels: Mapping[str, Rules] = field(default_factory=dict)
+    default: Rules = field(default_factory=_default_rules)
+    labels: Mapping[str, Rules] = field(default_factory=_default_labels)
 
     def __post_init__(self) -> None:
         _require_choice("fail", self.fail, ("open", "closed"))
+        if self.timeout is not None and not (_is_number(self.timeout) and 0 < self.timeout <= MAX_TIMEOUT):
+            raise ValueError(
+                f"timeout {self.timeout!r} is not a number of seconds above 0 and at most {MAX_TIMEOUT}, "
+                "or null for no limit"
+            )
         if not (isinstance(self.refusal, str) and self.refusal.strip()):
             raise ValueError(f"refusal {self.refusal!r} is not a text")
 
@@ -89,13 +99,19 @@ class Policy:
         named = self.labels.get(label, {})
         if direction in named:
             return named[direction]
-        return None if is_benign(label) else self.default[direction]
+        return None if is_benign(label) else self._default(direction)
 
-    def decide(self, scores: Mapping[str, float | None], direction: Direction) -> Verdict:
+    def _default(self, direction: Direction) -> Rule:
+        return self.default.get(direction) or _default_rules()[direction]
+
+    def decide(
+        self, scores: Mapping[str, float | None], direction: Direction, recommended: Mapping[str, float] | None = None
+    ) -> Verdict:
         """The verdict on a text with these scores: probabilities in [0, 1], or None, which never flags.
 
         A label is flagged where its score reaches the threshold of its rule; the most severe action among the
-        flagged labels is the verdict's. Raises ValueError for NaN and anything else outside [0, 1].
+        flagged labels is the verdict's. `recommended` are the classifier's own thresholds, for rules that say auto.
+        Raises ValueError for NaN and anything else outside [0, 1].
         """
         flagged: list[tuple[int, float, str]] = []
         for label, score in scores.items():
@@ -104,11 +120,20 @@ class Policy:
             if not 0 <= score <= 1:  # written so that NaN is caught as well
                 raise ValueError(f"the score of label '{label}' is {score}, not a probability from 0 to 1")
             rule = self.rule(label, direction)
-            if rule is not None and score >= rule.threshold:
+            if rule is not None and rule.reached_by(score, (recommended or {}).get(label)):
                 flagged.append((-ACTIONS.index(rule.action), -score, label))
         flagged.sort()  # worst action first, then highest score, then by name: the order of `scores` has no part in it
         action = ACTIONS[-flagged[0][0]] if flagged else "allow"
         return Verdict(bool(flagged), action, dict(scores), tuple(label for _, _, label in flagged))
+
+    def unknown_labels(self, labels: tuple[str, ...]) -> list[str]:
+        """The labels that this policy has rules of its own for and that are not among `labels`, a classifier's."""
+        return [label for label, rules in self.labels.items() if label not in labels and self._changes(label, rules)]
+
+    def _changes(self, label: str, rules: Rules) -> bool:
+        """Whether these rules say anything that is not so by default: what nobody wrote must not be refused."""
+        own = DEFAULT_POLICY.labels.get(label)
+        return own is None or any(rule != own.get(d, self._default(d)) for d, rule in rules.items())
 
 
 DEFAULT_POLICY = Policy()
@@ -124,15 +149,16 @@ def dump_policy(policy: Policy) -> str:
     labels = {
         label: {d: asdict(rule) for d in DIRECTIONS if (rule := policy.rule(label, d))} for label in policy.labels
     }
-    default = {d: asdict(policy.default[d]) for d in DIRECTIONS}
-    content = {"fail": policy.fail, "refusal": policy.refusal, "default": default, "labels": labels}
+    default = {d: asdict(policy.default.get(d) or _default_rules()[d]) for d in DIRECTIONS}
+    settings = {"fail": policy.fail, "timeout": policy.timeout, "refusal": policy.refusal}
+    content = settings | {"default": default, "labels": labels}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 
 # From YAML to a policy. `mark` is where a value's key stands, `where` how to name it in an error.
 
 _RULE_KEYS = ("action", "threshold")
-_POLICY_KEYS = ("fail", "refusal", "default", "labels")
+_POLICY_KEYS = ("fail", "timeout", "refusal", "default", "labels")
 _Settings = TypeVar("_Settings", Policy, Rule)
 
 
@@ -151,11 +177,15 @@ def _policy(data: object) -> Policy:
 
 
 def _labels(value: object, mark: yaml.Mark, default: Rules) -> dict[str, Rules]:
+    """The rules of the labels that `value` names, and those of DEFAULT_POLICY that it leaves alone."""
     section = require_section(value, mark, "labels")
-    for label in section:
+    merged = dict(DEFAULT_POLICY.labels)
+    for label, rules in section.items():
         if not isinstance(label, str):
             raise mistake(section.marks[label], f"label {label!r} is not a text; put it in quotes")
-    return {label: _rules(rules, section.marks[label], f"labels.{label}", default) for label, rules in section.items()}
+        own = DEFAULT_POLICY.labels.get(label, {})
+        merged[label] = {**own, **_rules(rules, section.marks[label], f"labels.{label}", {**default, **own})}
+    return merged
 
 
 def _rules(value: object, mark: yaml.Mark, where: str, default: Rules) -> dict[Direction, Rule]:

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from common.cli import OneLineGroup
+from common.plugins import plugin
 from retrieval.commands.asking import explain_command, info_command, search_command
 from retrieval.commands.judging import doctor_command, evaluate_command, tune_command
 from retrieval.commands.options import device_option, index_option
@@ -29,6 +30,7 @@ from retrieval.qdrant.retriever import upload_command
 from retrieval.scoring.fusion import METHODS, FusionSettings, Method
 from retrieval.scoring.lexical import LexicalSettings
 from retrieval.scoring.tokens import Tokenizer
+from retrieval.types import Screener
 from retrieval.writing.building import build_index
 from retrieval.writing.removal import compact_index, delete_documents
 from retrieval.writing.report import Report
@@ -76,6 +78,7 @@ def work_options(command: _Command) -> _Command:
 @click.option("--factory", default=IndexSettings.factory, show_default=True, help="Faiss factory string, or by size.")
 @click.option("--floor", type=float, help="Confidence below which nothing is said.  [default: found]")
 @click.option("--calibrate/--no-calibrate", default=True, help="Find the floor from the documents.")
+@click.option("--screen/--no-screen", default=None, help="Judge which passages give orders.  [default: with minilm]")
 @work_options
 def build_command(
     paths: tuple[str, ...],
@@ -91,6 +94,7 @@ def build_command(
     factory: str,
     floor: float | None,
     calibrate: bool,
+    screen: bool | None,
     device: str | None,
     workers: int,
     ray: str | None,
@@ -109,9 +113,10 @@ def build_command(
     )
     Tokenizer(language)  # an unknown one should not show file by file
     limits = Limits(seconds=max_seconds, memory_mb=max_memory)
+    work: dict[str, Any] = {"screener": _screener(screen, encoder), "limits": limits}
     with _runner(workers, ray, device) as run, progress_bar() as on_progress:
         report = build_index(
-            paths, index, encoder, settings, floor, device, calibrate, run=run, limits=limits, on_progress=on_progress
+            paths, index, encoder, settings, floor, device, calibrate, run=run, on_progress=on_progress, **work
         )
     _show(report, f"{report.num_read} files read")
 
@@ -168,6 +173,14 @@ for command in (
     upload_command,
 ):
     cli.add_command(command)
+
+
+def _screener(screen: bool | None, encoder: str) -> Screener | None:
+    """Unless told, passages are judged where that takes no other vectors than those of the index."""
+    if screen is False:
+        return None
+    screener: Screener = plugin("parley.screener")("default")
+    return screener if screen or encoder.partition(":")[0] == screener.encoder else None
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def test_an_off_topic_question_is_refused_in_the_middle_of_a_conversation_too(re
 def test_json_is_one_object_a_line(as_json):
     asked = [question for question in QUESTIONS if question != "reset"]
     assert [each["question"] for each in as_json] == asked
-    keys = "question answer sources finish_reason blocked verdicts notices usage".split()  # noqa: SIM905
+    keys = "question answer sources withheld finish_reason blocked verdicts notices usage".split()  # noqa: SIM905
     for each in as_json:
         assert list(each) == keys
         assert each["answer"]
@@ -155,7 +155,7 @@ def test_neither_user_nor_document_can_forge_a_turn(real_bot, tmp_path):
     (tmp_path / "forged.txt").write_text(f"The zebra file. {FORGED} And so the zebra ends.\n")
     build_index([tmp_path / "forged.txt"], tmp_path / "index", "hash")
     bot = replace(real_bot, retriever=Retriever.open(tmp_path / "index"), floor=0.0)
-    bot = replace(bot, assembler=replace(bot.assembler, system="Be kind."))
+    bot = replace(bot, assembler=replace(bot.assembler, system="Be kind.", spotlight=""))
     talk = Conversation().add("user", FORGED).add("assistant", FORGED).add("user", f"What of the zebra? {FORGED}")
     turn = bot.prepare(talk)
     assert turn.prompt is not None

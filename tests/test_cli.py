@@ -119,7 +119,6 @@ BAD = [
     ((*ECHO, "--max-tokens", "9000"), ("9000", "8192")),
     ((*ECHO, "--seed", "1" * 30), ("1" * 30, "64 bits")),
     # Moderation
-    ((*ECHO, "--moderation"), ("--moderation-model",)),
     ((*ECHO, "--moderation-model", "{}/nowhere"), ("nowhere", "does not exist")),
     ((*ECHO, "--moderation-model", "x", "--moderation-policy", "{}/policy.yaml"), ("policy.yaml:1", "open, closed")),
     ((*ECHO, "--moderation-model", "x", "--moderation-policy", "{}/nowhere.yaml"), ("nowhere.yaml",)),
@@ -326,9 +325,13 @@ def test_the_version_is_shown():
     assert done.stdout.decode().split()[-1].count(".") == 2
 
 
-def test_a_policy_without_a_classifier_is_refused(tmp_path):
+@pytest.mark.parametrize("given", ["moderation_model", "moderation_policy"])
+def test_a_classifier_or_a_policy_turns_moderation_on(given):
     from chatbot.options import check_options
 
-    options = dict.fromkeys(("retrieval", "index", "moderation", "moderation_model")) | {"moderation_policy": tmp_path}
-    with pytest.raises(ValueError, match="--moderation-policy does nothing without a classifier"):
-        check_options(options)
+    options = dict.fromkeys(("retrieval", "index", "moderation", "moderation_model", "moderation_policy"))
+    check_options(options)
+    assert options["moderation"] is False
+    asked = options | {"moderation": None, given: "x"}
+    check_options(asked)
+    assert asked["moderation"] is True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from chatbot.conversation import Conversation
-from chatbot.core import NOT_IN_DOCUMENTS, Bot, Done, Event, Notice, Text
+from chatbot.core import NOT_IN_DOCUMENTS, WITHHELD, Bot, Done, Event, Notice, Text
 from chatbot.engines.base import Delta, Generation, Usage
 from chatbot.engines.echo import EchoModel
 from chatbot.prompting import PromptAssembler
@@ -57,7 +57,16 @@ class FakeModerator:
     def can_block(self, direction: str) -> bool:
         return self.action == "block" and direction in self.directions
 
-    def check(self, texts: Sequence[str], direction: str = "input") -> list[Verdict]:
+    def can_flag(self, direction: str) -> bool:
+        return direction in self.directions
+
+    def judge(self, scores: Mapping[str, float | None], direction: str) -> Verdict:
+        score = scores["prompt_injection"] or 0
+        flagged = direction in self.directions and score >= 0.5
+        labels = ("prompt_injection",) if flagged else ()
+        return Verdict(flagged, self.action if flagged else "allow", dict(scores), labels)
+
+    def check(self, texts: Sequence[str], direction: str = "input", vectors: Any = None) -> list[Verdict]:
         self.log += [(direction, text) for text in texts]
         return [self._judge(text, direction) for text in texts]
 
@@ -322,7 +331,7 @@ def test_harmless_talk_is_not_commented_on() -> None:
 
 def test_a_failed_check_is_told() -> None:
     class Broken(FakeModerator):
-        def check(self, texts: Sequence[str], direction: str = "input") -> list[Verdict]:
+        def check(self, texts: Sequence[str], direction: str = "input", vectors: Any = None) -> list[Verdict]:
             return [Verdict(False, "allow", error="out of memory") for _ in texts]
 
     events = run(make_bot(moderator=Broken()), ask("Where?"))
@@ -390,3 +399,63 @@ def test_follow_up_questions_are_searched_with_the_conversation(text: str, leans
         Conversation().add("user", "Zurich?").add("assistant", "Yes.").add("user", text)
     )
     assert searcher.asked[-1][2] == ("Zurich?" if leans else "")
+
+
+# Passages that give orders -------------------------------------------------------------------------------------------
+
+
+def scored(hit: Hit, injection: float | None, text: str | None = None) -> Hit:
+    passage = replace(hit.passage, injection=injection, text=text or hit.passage.text)
+    return replace(hit, passage=passage)
+
+
+def test_a_blocked_passage_is_told_of_and_kept_from_the_model() -> None:
+    hits = [scored(passage_hit(1, 0.9), 0.1), scored(passage_hit(2, 0.8), 0.75), scored(passage_hit(3, 0.7), 0.0)]
+    moderator = FakeModerator(directions=("document",))
+    bot = make_bot(retriever=FakeSearcher(hits), moderator=moderator)
+    turn = bot.prepare(ask("Where is the bridge?"))
+    assert turn.sources == (hits[0], hits[2])
+    assert turn.withheld == (hits[1],)
+    assert turn.prompt is not None
+    assert "number 2" not in turn.prompt.conversation.last.content
+    assert [each.id for each in turn.conversation.last.passages] == ["p1", "p3"]  # nor do later turns show it
+    events = list(bot.stream(turn))
+    assert notices(events) == ["moderation: passage doc2.txt:1: block (prompt_injection 0.75)"]
+    reply = bot.reply(ask("Where is the bridge?"))
+    assert reply.withheld == (hits[1],)
+    assert reply.verdicts["document"].action == "block"
+    assert not reply.blocked
+    assert [what for what, _ in moderator.log if what == "document"] == []  # all were judged when they were indexed
+
+
+def test_where_all_passages_are_blocked_the_model_is_not_asked() -> None:
+    model = Script("never said")
+    hits = [scored(passage_hit(1, 0.9), 0.9)]
+    bot = make_bot(model, retriever=FakeSearcher(hits), moderator=FakeModerator(directions=("document",)))
+    reply = bot.reply(ask("Where is the bridge?"))
+    assert (reply.text, reply.sources, reply.withheld, model.calls) == (WITHHELD, (), tuple(hits), 0)
+
+
+def test_a_warning_lets_the_passage_pass() -> None:
+    hits = [scored(passage_hit(1, 0.9), 0.9)]
+    bot = make_bot(retriever=FakeSearcher(hits), moderator=FakeModerator("warn", directions=("document",)))
+    reply = bot.reply(ask("Where is the bridge?"))
+    assert (reply.sources, reply.withheld) == (tuple(hits), ())
+    assert reply.verdicts["document"].action == "warn"
+
+
+def test_a_passage_that_nobody_has_judged_is_judged_now() -> None:
+    hits = [scored(passage_hit(1, 0.9), None, "A bad text."), scored(passage_hit(2, 0.8), 0.0)]
+    moderator = FakeModerator(directions=("document",))
+    reply = make_bot(retriever=FakeSearcher(hits), moderator=moderator).reply(ask("Where is the bridge?"))
+    assert (reply.sources, reply.withheld) == ((hits[1],), (hits[0],))
+    assert [text for what, text in moderator.log if what == "document"] == ["Title 1\nA bad text."]
+
+
+def test_without_a_rule_for_documents_no_passage_is_judged_anew() -> None:
+    hits = [scored(passage_hit(1, 0.9), 0.9), scored(passage_hit(2, 0.8), None)]
+    moderator = FakeModerator()
+    for each in (None, moderator):
+        reply = make_bot(retriever=FakeSearcher(hits), moderator=each).reply(ask("Where is the bridge?"))
+        assert (reply.sources, reply.withheld) == (tuple(hits), ())
+    assert [what for what, _ in moderator.log] == ["input", "output"]

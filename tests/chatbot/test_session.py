@@ -39,7 +39,10 @@ class Moderator:
     def can_block(self, direction: str) -> bool:
         return direction == "input"
 
-    def check(self, texts: Sequence[str], direction: str = "input") -> list[Verdict]:
+    def can_flag(self, direction: str) -> bool:
+        return direction == "input"
+
+    def check(self, texts: Sequence[str], direction: str = "input", vectors: Any = None) -> list[Verdict]:
         blocked = [direction == "input" and "bad" in text for text in texts]
         return [Verdict(each, "block" if each else "allow", {"toxic": float(each)}) for each in blocked]
 
@@ -252,6 +255,24 @@ def test_edit_needs_an_answer_and_a_text() -> None:
     assert contents(session) == ["one", "one"]
 
 
+def test_what_moderation_said_is_saved_and_read_back(files: Files) -> None:
+    session = make(files, moderator=Moderator())
+    say(session, "Where is the bridge?")
+    expected = (("input", Verdict(False, "allow", {"toxic": 0.0})), ("output", Verdict(False, "allow", {"toxic": 0.0})))
+    assert session.conversation.last.verdicts == expected
+    assert files.save is not None
+    (saved,) = load_conversations(files.save)
+    assert saved.last == session.conversation.last
+    session.rate("good")
+    assert records(files)[0]["verdicts"]["input"] == {
+        "flagged": False,
+        "action": "allow",
+        "scores": {"toxic": 0.0},
+        "labels": [],
+        "error": None,
+    }
+
+
 # Ratings ------------------------------------------------------------------------------------------------------------
 
 
@@ -280,9 +301,11 @@ def test_a_rating_is_a_whole_record(files: Files) -> None:
                 "end": 4,
                 "unit": "line",
                 "meta": {},
+                "injection": None,
                 "score": 0.75,
             }
         ],
+        "verdicts": {},
         "answer": answer,
         "edit": None,
         "prompt": f"system: Be brief.\nuser: {answer}\nassistant:",

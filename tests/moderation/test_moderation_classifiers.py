@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from moderation import classifiers as module
-from moderation.classifiers import KeywordClassifier, TransformersClassifier
+from moderation.classifiers import KeywordClassifier, TransformersClassifier, kind_of, open_classifier
+from moderation.classifiers import transformers_classifier as module
 
 KINDS = ["single", "multi", "one"]
 CLOSE = {"rel": 1e-4, "abs": 1e-6}
@@ -117,6 +117,13 @@ def test_any_architecture_takes_long_texts_and_batches(random_path):
     assert_close(got, [classifier.scores([text])[0] for text in texts])
     assert all(set(scores) == set(classifier.labels) for scores in got)
     assert all(0 <= score <= 1 for scores in got for score in scores.values())
+
+
+def test_half_a_character_spoils_neither_its_text_nor_the_others(loaded):
+    texts = ["bad \ud800", "\udfff bad", "bad", "good \ud83d"]
+    scores = loaded["one"].scores(texts)
+    assert_close(scores, loaded["one"].scores(["bad ?", "? bad", "bad", "good ?"]))
+    assert [of_text["toxic"] > 0.9 for of_text in scores] == [True, True, True, False]
 
 
 def test_threads_can_share_a_classifier(loaded):
@@ -223,8 +230,90 @@ def test_a_damaged_config_and_an_empty_folder_are_refused(copy, tmp_path):
 
 @pytest.mark.parametrize("device", ["cdua", "cuda:x", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(classifiers, device):
-    with pytest.raises(ValueError, match=f"device '{device}' is not available here; use cpu"):
+    with pytest.raises(ValueError, match=rf"device '{device}' cannot be used .*try: cpu"):
         TransformersClassifier(classifiers["single"], device)
+
+
+# Label maps
+
+
+def test_a_label_map_renames_joins_and_leaves_out(classifiers, loaded):
+    texts = ["good day", "bad", "kill", "good " * 40 + "kill"]
+    insults, threats = zip(*[(s["insult"], s["threat"]) for s in loaded["multi"].scores(texts)], strict=True)
+
+    def scores(label_map):
+        classifier = TransformersClassifier(classifiers["multi"], "cpu", label_map)
+        got = classifier.scores(texts)
+        assert all(set(of_text) == set(classifier.labels) for of_text in got)
+        return got
+
+    assert_close(scores({"insult": "hate"}), [{"hate": i, "threat": t} for i, t in zip(insults, threats, strict=True)])
+    highest = [{"hate": max(pair)} for pair in zip(insults, threats, strict=True)]
+    assert_close(scores({"insult": "hate", "threat": "hate"}), highest)
+    assert_close(scores({"insult": None}), [{"threat": t} for t in threats])
+    single = TransformersClassifier(classifiers["single"], "cpu", {"safe": None, "toxic": "unsafe"})
+    assert_close(single.scores(["bad"]), [{"unsafe": loaded["single"].scores(["bad"])[0]["toxic"]}])
+
+
+def test_a_label_map_that_does_not_fit_the_model_is_refused(classifiers):
+    with pytest.raises(ValueError, match=r"names 'insults', which model .* lacks: insult, threat; did you mean 'ins"):
+        TransformersClassifier(classifiers["multi"], "cpu", {"insults": "hate"})
+    with pytest.raises(ValueError, match="leaves out every label of model"):
+        TransformersClassifier(classifiers["one"], "cpu", {"toxic": None})
+
+
+# By name
+
+
+def test_names_say_what_kind_of_classifier_it_is(tmp_path):
+    (tmp_path / "head.json").write_text("{}")
+    kinds = {
+        "default": "head",
+        str(tmp_path): "head",
+        str(tmp_path / "other"): "transformers",
+        "unitary/toxic-bert": "transformers",
+        "./default": "transformers",
+        "./openai": "transformers",
+        "/guard:x": "transformers",
+        "openai": "openai",
+        "openai:omni": "openai",
+        "openai+http://x/v1#m": "openai",
+        "openai/some-model": "transformers",
+        "guard:llama-guard:m": "guard",
+        "strictest:a,b": "composite",
+        "average:a,b": "composite",
+        "strictest": "composite",
+        "": "transformers",
+    }
+    assert {name: kind_of(name) for name in kinds} == kinds
+
+
+def test_a_composite_by_name(classifiers, loaded, tmp_path):
+    texts = ["good day", "bad", "kill"]
+    composite = open_classifier(f"strictest:{classifiers['multi']}, {classifiers['one']}", "cpu")
+    assert composite.labels == ("insult", "threat", "toxic")
+    wanted = [a | b for a, b in zip(loaded["multi"].scores(texts), loaded["one"].scores(texts), strict=True)]
+    assert_close(composite.scores(texts), wanted)
+    label_map = tmp_path / "map.json"
+    label_map.write_text('{"toxic": "unsafe"}')
+    mapped = open_classifier(f"average:{classifiers['one']},{classifiers['single']}", "cpu", label_map)
+    assert mapped.labels == ("unsafe", "safe")
+
+
+@pytest.mark.parametrize(
+    "name", ["strictest", "strictest:", "average:default", "average:a,,b", "strictest:a,average:b"]
+)
+def test_a_composite_that_joins_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"classifier '{name}' does not say what to join"):
+        open_classifier(name)
+
+
+def test_a_label_map_for_what_has_our_labels_is_refused(tmp_path):
+    path = tmp_path / "map.yaml"
+    path.write_text("toxic: hate")
+    for name in ("default", "openai", "guard:gpt-jt:x", "strictest:default,openai"):
+        with pytest.raises(ValueError, match=f"a label map is for Hugging Face .* '{name}' is none; leave it out"):
+            open_classifier(name, label_map=path)
 
 
 def test_importing_loads_no_heavy_library():

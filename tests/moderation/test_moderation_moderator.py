@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 
+import numpy as np
 import pytest
 
 from moderation.classifiers import KeywordClassifier
@@ -162,3 +164,96 @@ def test_a_moderator_from_a_model_and_a_policy_file(classifiers, tmp_path):
     assert [v.action for v in moderator.check(["kill", "bad", "good"])] == ["block", "warn", "allow"]
     with pytest.raises(ValueError, match=r"label 'threat'.* labels are safe, toxic"):
         open_moderator(classifiers["single"], path, "cpu")
+
+
+# Time-outs, vectors, recommended thresholds
+
+
+def test_a_classifier_that_takes_too_long_has_failed(caplog):
+    end = threading.Event()
+
+    class Slow(KeywordClassifier):
+        def scores(self, texts):
+            end.wait(60)
+            return super().scores(texts)
+
+    for fail, action in (("closed", "block"), ("open", "allow")):
+        moderator = PolicyModerator(Slow(WORDS), Policy(fail=fail, timeout=0.05))
+        verdicts = moderator.check([PRIVATE, " ", "b"])
+        assert [verdict.action for verdict in verdicts] == [action, "allow", action]
+        assert verdicts[0].error == "the classifier took longer than 0.1 s"  # 0.05 for each text that is asked about
+    assert "2 of 2 texts allowed unchecked: the classifier took longer than 0.1 s" in caplog.text
+    assert "private" not in caplog.text
+    end.set()
+    assert PolicyModerator(Slow(WORDS), Policy(timeout=30)).check(["fool"])[0].labels == ("insult",)
+
+
+class Reader(KeywordClassifier):
+    """Scores a text by the first number of its vector; recommends a threshold."""
+
+    thresholds = {"insult": 0.8}  # noqa: RUF012
+    encoder = "minilm"
+
+    def __init__(self):
+        super().__init__(WORDS)
+
+    def from_vectors(self, texts, vectors):
+        return [{"insult": float(row[0]), "threat": None} for row in vectors]
+
+
+def test_vectors_are_used_row_by_row_where_the_classifier_can():
+    vectors = np.array([[0.9], [0.7], [0.1], [0.8]], dtype=np.float32)
+    moderator = PolicyModerator(Reader())
+    verdicts = moderator.check(["a", " ", "b", "c"], vectors=vectors)
+    assert [verdict.labels for verdict in verdicts] == [("insult",), (), (), ("insult",)]
+    assert verdicts[2].scores == {"insult": pytest.approx(0.1), "threat": None}
+    assert moderator.check(["fool"])[0].scores == {"insult": 1.0, "threat": 0.0}  # without them it reads
+    plain = PolicyModerator(KeywordClassifier(WORDS))
+    assert plain.check(["fool", "b", "c", "d"], vectors=vectors)[0].labels == ("insult",)
+    assert (moderator.encoder, plain.encoder) == ("minilm", None)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (0, 1), (3,), (3, 1, 1)])
+def test_vectors_that_are_not_one_for_each_text_are_refused(shape):
+    with pytest.raises(ValueError, match=r"vectors of shape .* for 3 texts; give one row for each text"):
+        PolicyModerator(Reader()).check(["a", "b", "c"], vectors=np.zeros(shape, dtype=np.float32))
+
+
+def test_the_policys_threshold_goes_before_the_recommended_one():
+    vectors = np.array([[0.6]], dtype=np.float32)
+    policy = Policy(labels={"insult": {"input": Rule("warn", 0.6), "output": Rule("warn")}})
+    moderator = PolicyModerator(Reader(), policy)
+    assert moderator.check(["a"], "input", vectors)[0].flagged
+    assert not moderator.check(["a"], "output", vectors)[0].flagged
+
+
+def test_a_recommended_threshold_that_is_no_probability_is_refused():
+    for threshold in (math.nan, 1.5, -0.1):
+        classifier = Reader()
+        classifier.thresholds = {"insult": threshold}
+        with pytest.raises(ValueError, match=r"threshold for 'insult' is .*, not a number from 0 to 1"):
+            PolicyModerator(classifier)
+
+
+def test_documents_are_a_direction_of_their_own():
+    moderator = PolicyModerator(KeywordClassifier({"prompt_injection": ["ignore"], "violence": ["kill"]}))
+    verdicts = moderator.check(["ignore all that", "they kill each other"], "document")
+    assert [verdict.action for verdict in verdicts] == ["warn", "allow"]
+    assert moderator.can_flag("document")
+    lacking = KeywordClassifier({"violence": ["kill"]})
+    assert not PolicyModerator(lacking).can_flag("document")
+    off = PolicyModerator(lacking, Policy(labels={}))
+    assert (off.can_flag("document"), off.can_flag("input")) == (False, True)
+
+
+def test_scores_that_are_known_already_are_judged_alike():
+    moderator = PolicyModerator(KeywordClassifier(WORDS))
+    assert moderator.judge({"prompt_injection": 0.6}, "document").action == "warn"  # whoever gave them
+    assert moderator.judge({"prompt_injection": 0.4}, "document") == Verdict(
+        flagged=False, action="allow", scores={"prompt_injection": 0.4}
+    )
+    assert moderator.judge({"insult": None}, "input").action == "allow"
+    failed = moderator.judge({"insult": math.nan}, "input")
+    assert (failed.action, "nan" in failed.error) == ("block", True)
+    with pytest.raises(ValueError, match="direction 'inptu' is not one of"):
+        moderator.judge({"insult": 0.1}, "inptu")

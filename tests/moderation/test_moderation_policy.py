@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moderation.policy import DEFAULT_POLICY, Policy, Rule, dump_policy, is_benign, load_policy
+from moderation.labels import is_benign
+from moderation.policy import DEFAULT_POLICY, Policy, Rule, dump_policy, load_policy
 from moderation.types import ACTIONS, DIRECTIONS
 
 LABELS = ["toxic", "threat", "needs caution", "safe", "no", "Überfall"]
 
-rules = st.builds(Rule, st.sampled_from(ACTIONS), st.floats(0, 1))
+rules = st.builds(Rule, st.sampled_from(ACTIONS), st.floats(0, 1) | st.just("auto"))
 both = st.fixed_dictionaries(dict.fromkeys(DIRECTIONS, rules))
 some = both | st.fixed_dictionaries({"input": rules}) | st.fixed_dictionaries({"output": rules})
 policies = st.builds(
@@ -26,7 +27,9 @@ policies = st.builds(
     .filter(str.strip)
     .filter(lambda text: "\ufeff" not in text),
     default=both,
-    labels=st.dictionaries(st.sampled_from(LABELS), some),
+    timeout=st.none() | st.floats(0.01, 3600) | st.integers(1, 3600),
+    # A file cannot unsay the default policy's own rule, only change it.
+    labels=st.dictionaries(st.sampled_from(LABELS), some).map(lambda labels: {**DEFAULT_POLICY.labels, **labels}),
 )
 scores = st.dictionaries(st.sampled_from(LABELS), st.floats(0, 1) | st.none())
 directions = st.sampled_from(DIRECTIONS)
@@ -62,7 +65,8 @@ def test_a_verdict_agrees_with_the_rules(policy, scores, direction):
     reached = set()
     for label, score in scores.items():
         rule = policy.rule(label, direction)
-        if rule and score is not None and score >= rule.threshold:
+        threshold = 0.5 if rule and rule.threshold == "auto" else rule and rule.threshold
+        if rule and score is not None and score >= threshold:
             reached.add(label)
     severities = [ACTIONS.index(policy.rule(label, direction).action) for label in verdict.labels]
     assert set(verdict.labels) == reached
@@ -76,6 +80,42 @@ def test_a_verdict_agrees_with_the_rules(policy, scores, direction):
 def test_a_threshold_is_reached_by_the_score_equal_to_it():
     assert DEFAULT_POLICY.decide({"toxic": 0.5}, "input").flagged
     assert not DEFAULT_POLICY.decide({"toxic": math.nextafter(0.5, 0)}, "input").flagged
+
+
+def test_auto_is_what_the_classifier_recommends():
+    recommended = {"toxic": 0.9, "threat": 0.0}
+    scores = {"toxic": 0.8, "threat": 0.0, "insult": 0.5}
+    assert DEFAULT_POLICY.decide(scores, "input", recommended).labels == ("insult", "threat")
+    fixed = Policy(default=dict.fromkeys(DIRECTIONS, Rule("warn", 0.7)))
+    assert fixed.decide(scores, "input", recommended).labels == ("toxic",)
+    named = Policy(labels={"toxic": {"input": Rule("block", 0.8)}})
+    assert named.decide({"toxic": 0.8}, "input", recommended).action == "block"
+
+
+def test_a_document_is_flagged_for_nothing_but_injection():
+    scores = {"violence": 1.0, "prompt_injection": 0.6}
+    assert DEFAULT_POLICY.decide(scores, "document").action == "warn"
+    assert DEFAULT_POLICY.decide(scores, "document", {"prompt_injection": 0.7}).action == "allow"
+    assert DEFAULT_POLICY.decide(scores, "input").action == "warn"
+
+
+def test_the_default_rule_for_injection_stays_unless_it_is_changed(write):
+    assert load_policy(write("labels: {toxic: {action: block}}")).rule("prompt_injection", "document").action == "warn"
+    assert load_policy(write("default: {action: block}")).rule("prompt_injection", "document") == Rule("warn")
+    one = load_policy(write("labels: {prompt_injection: {input: {action: block}}}"))
+    assert [one.rule("prompt_injection", d).action for d in DIRECTIONS] == ["block", "warn", "warn"]
+    higher = load_policy(write("labels: {prompt_injection: {threshold: 0.9}}"))
+    assert higher.rule("prompt_injection", "document") == Rule("warn", 0.9)
+    off = load_policy(write("labels: {prompt_injection: {action: allow}}"))
+    assert {off.rule("prompt_injection", d).action for d in DIRECTIONS} == {"allow"}
+
+
+def test_only_rules_that_somebody_wrote_need_a_classifier_that_has_the_label(write):
+    assert DEFAULT_POLICY.unknown_labels(("toxic",)) == []
+    dumped = load_policy(write(dump_policy(DEFAULT_POLICY)))
+    assert dumped.unknown_labels(("toxic",)) == []
+    written = load_policy(write("labels: {prompt_injection: {threshold: 0.9}, insult: {action: warn}, toxic: {}}"))
+    assert written.unknown_labels(("toxic",)) == ["prompt_injection", "insult"]
 
 
 def test_the_worst_action_comes_first_then_the_highest_score():
@@ -107,7 +147,9 @@ def test_other_labels_are_flagged(label):
 
 
 def test_an_unknown_direction_is_refused():
-    with pytest.raises(ValueError, match="direction 'inptu' is not one of input, output; did you mean 'input'"):
+    with pytest.raises(
+        ValueError, match="direction 'inptu' is not one of input, output, document; did you mean 'input'"
+    ):
         DEFAULT_POLICY.rule("toxic", "inptu")
 
 
@@ -127,16 +169,18 @@ def write(tmp_path):
 def test_the_shipped_file_says_what_the_default_policy_is():
     with resources.as_file(resources.files("moderation") / "policy.yaml") as path:
         assert load_policy(path) == DEFAULT_POLICY
-    assert DEFAULT_POLICY.fail == "closed"
-    assert DEFAULT_POLICY.default == {"input": Rule("warn", 0.5), "output": Rule("warn", 0.5)}
+    assert (DEFAULT_POLICY.fail, DEFAULT_POLICY.timeout) == ("closed", 30)
+    warn, allow = Rule("warn", "auto"), Rule("allow", "auto")
+    assert DEFAULT_POLICY.default == {"input": warn, "output": warn, "document": allow}
+    assert DEFAULT_POLICY.labels == {"prompt_injection": {"document": Rule("warn", "auto")}}
 
 
 def test_the_example_rules_of_the_shipped_file_are_valid(write):
     text = resources.files("moderation").joinpath("policy.yaml").read_text(encoding="utf-8")
-    example = text[text.index("#   labels:") :].replace("labels: {}", "")
-    policy = load_policy(write("\n".join(line.removeprefix("#   ") for line in example.splitlines())))
-    assert policy.labels["threat"] == {"input": Rule("block", 0.3), "output": Rule("block", 0.3)}
-    assert policy.labels["insult"] == {"output": Rule("block", 0.5)}
+    example = text[text.index("#   labels:") :]
+    policy = load_policy(write("\n".join(line[4:] for line in example.splitlines() if line.startswith("#"))))
+    assert policy.labels["violence"] == dict.fromkeys(DIRECTIONS, Rule("block", 0.3))
+    assert policy.labels["harassment"] == {"output": Rule("block", "auto")}
 
 
 @steady
@@ -145,7 +189,8 @@ def test_a_dumped_policy_reads_back(tmp_path_factory, policy):
     path = tmp_path_factory.mktemp("dump") / "policy.yaml"
     path.write_text(dump_policy(policy), encoding="utf-8")
     again = load_policy(path)
-    assert (again.fail, again.refusal, again.default) == (policy.fail, policy.refusal, policy.default)
+    assert (again.fail, again.timeout, again.refusal) == (policy.fail, policy.timeout, policy.refusal)
+    assert again.default == policy.default
     for label, direction in itertools.product([*LABELS, "other"], DIRECTIONS):
         assert again.rule(label, direction) == policy.rule(label, direction)
     assert dump_policy(again) == dump_policy(policy)
@@ -177,7 +222,7 @@ def test_the_short_form_the_long_form_and_what_is_left_out(write):
 
 def test_half_a_default_leaves_the_other_half(write):
     policy = load_policy(write("default: {output: {action: block}}"))
-    assert policy.default == {"input": Rule("warn", 0.5), "output": Rule("block", 0.5)}
+    assert policy.default == {"input": Rule("warn"), "output": Rule("block"), "document": Rule("allow")}
 
 
 def test_anchors_and_merge_keys_work(write):
@@ -193,10 +238,16 @@ MALFORMED = {
     "": (None, ["the policy is None, not a mapping"]),
     "- fail\n": (None, ["the policy is ['fail'], not a mapping"]),
     "fail": (None, ["the policy is 'fail', not a mapping"]),
-    "fial: open": (1, ["unknown key 'fial'", "fail, refusal, default, labels", "did you mean 'fail'?"]),
+    "fial: open": (1, ["unknown key 'fial'", "fail, timeout, refusal, default, labels", "did you mean 'fail'?"]),
     "\n1: open": (2, ["unknown key 1 in the policy"]),
     "fail: opne": (1, ["fail 'opne' is not one of open, closed", "did you mean 'open'?"]),
     "fail: off": (1, ["fail False is not one of open, closed"]),
+    "timeout: 0": (1, ["timeout 0 is not a number of seconds above 0 and at most 3600", "null for no limit"]),
+    "timeout: .nan": (1, ["timeout nan is not a number"]),
+    "timeout: 1e6": (1, ["timeout '1e6' is not a number"]),
+    "timeout: 3601": (1, ["timeout 3601 is not a number", "at most 3600"]),
+    "timeout: yes": (1, ["timeout True is not a number"]),
+    "default: {threshold: automatic}": (1, ["threshold 'automatic' is not a number from 0 to 1, or auto"]),
     "refusal: ''": (1, ["refusal '' is not a text"]),
     "refusal: 5": (1, ["refusal 5 is not a text"]),
     "refusal:": (1, ["refusal None is not a text"]),

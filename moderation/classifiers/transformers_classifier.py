@@ -1,21 +1,24 @@
-"""Classifiers: texts -> a probability for each label.
-
-TransformersClassifier runs any Hugging Face sequence-classification model; KeywordClassifier is a fake for tests and
-dry runs. Importing this file loads neither torch nor transformers.
+"""TransformersClassifier: any Hugging Face sequence-classification model. Importing this loads neither torch nor
+transformers.
 """
 
 from __future__ import annotations
 
-import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from common.devices import choose_device
 from common.models import loading_errors, resolve_model
-from moderation.policy import is_benign
+from moderation.classifiers.windows import encodable
+from moderation.labels import did_you_mean, is_benign
+from moderation.types import Scores
 
 if TYPE_CHECKING:
     import torch
+
+LabelMap = Mapping[str, "str | None"]
 
 # Windows of a long text share this many tokens (a quarter of the window where that is less), so that a phrase of up
 # to that length stands whole in at least one of them.
@@ -24,35 +27,10 @@ OVERLAP = 64
 BATCH_TOKENS = 8192
 
 
-class KeywordClassifier:
-    """1.0 for a label where one of its words stands in the text, whole and in whatever case; 0.0 elsewhere.
-
-    `words` maps a label to its words or phrases; ValueError where these are not a list, or empty.
-    """
-
-    def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
-        self._patterns: dict[str, re.Pattern[str]] = {}
-        for label, listed in words.items():
-            if isinstance(listed, str) or not listed or not all(word.strip() for word in listed):
-                raise ValueError(
-                    f"the words of label '{label}' are {listed!r}; give a list of words, none of them empty"
-                )
-            either = "|".join(re.escape(word) for word in listed)
-            self._patterns[label] = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(self._patterns)
-
-    def scores(self, texts: Sequence[str]) -> list[dict[str, float | None]]:
-        """For each text: label -> 1.0 or 0.0."""
-        return [
-            {label: float(bool(pattern.search(text))) for label, pattern in self._patterns.items()} for text in texts
-        ]
-
-
 class TransformersClassifier:
-    """Any Hugging Face sequence-classification model, by path or id, with the label names of its config.
+    """Any Hugging Face sequence-classification model, by path or id, with the label names of its config, or with
+    those that `label_map` gives them: its name -> another, or None to leave the label out. A name that the map does
+    not have stays; where several become one, the highest score counts.
 
     Probabilities are a softmax over the labels, or a sigmoid for each where the config says
     `multi_label_classification` or there is one label only. A text longer than the model's maximum length is scored
@@ -60,13 +38,15 @@ class TransformersClassifier:
     (`is_benign`) its lowest, so the scores of a long text need not add up to 1.
 
     `device` is a torch device name; a GPU where there is one if left out. Safe to call from several threads. Raises
-    ValueError where the model cannot be found, loaded or read as a classifier.
+    ValueError where the model cannot be found, loaded or read as a classifier, and where `label_map` names a label
+    that it does not have.
     """
 
-    def __init__(self, path_or_id: str, device: str | None = None) -> None:
+    def __init__(self, path_or_id: str, device: str | None = None, label_map: LabelMap | None = None) -> None:
         source = resolve_model(path_or_id)
-        self._device = _device(device)
+        self._device = choose_device(device)
         self._multi_label, self._labels = _outputs(source, path_or_id)
+        self._renamed = _renamed(self._labels, label_map or {}, path_or_id)
         self._tokenizer, self._model = _load(source, path_or_id, self._device)
         self._window = _maximum_length(self._tokenizer, self._model)
         # One call at a time: a tokenizer keeps settings in itself, and the memory needed stays that of one batch.
@@ -74,9 +54,9 @@ class TransformersClassifier:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return self._labels
+        return tuple(dict.fromkeys(name for name in self._renamed if name is not None))
 
-    def scores(self, texts: Sequence[str]) -> list[dict[str, float | None]]:
+    def scores(self, texts: Sequence[str]) -> list[Scores]:
         """For each text: label -> probability in [0, 1]; None for all labels where the text has no tokens."""
         if not texts:
             return []
@@ -88,18 +68,22 @@ class TransformersClassifier:
             of_text[owner].append(window)
         return [self._worst(probabilities_WL[mine]) for mine in of_text]
 
-    def _worst(self, probabilities_WL: torch.Tensor) -> dict[str, float | None]:
-        """The scores of one text from those of its windows."""
+    def _worst(self, probabilities_WL: torch.Tensor) -> Scores:
+        """The scores of one text from those of its windows, under the names that the label map gives."""
         if not len(probabilities_WL):
-            return dict.fromkeys(self._labels)
+            return dict.fromkeys(self.labels)
         # Not Python's min and max, which can lose a NaN: the moderator must see it.
-        low_L, high_L = probabilities_WL.amin(0), probabilities_WL.amax(0)
-        return {label: (low_L if is_benign(label) else high_L)[i].item() for i, label in enumerate(self._labels)}
+        scores: Scores = {}
+        for label in self.labels:
+            columns = [i for i, name in enumerate(self._renamed) if name == label]
+            of_label = probabilities_WL[:, columns]
+            scores[label] = (of_label.amin() if is_benign(label) else of_label.amax()).item()
+        return scores
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[int], list[dict[str, list[int]]]]:
         """The windows of all texts, and for each window the number of its text; a text without tokens has none."""
         encoded = self._tokenizer(
-            list(texts),
+            [encodable(text) for text in texts],
             truncation=True,
             max_length=self._window,
             stride=min(OVERLAP, self._window // 4),
@@ -136,18 +120,21 @@ class TransformersClassifier:
             order = order[size:]
 
 
-def _device(name: str | None) -> torch.device:
-    import torch
+def open_transformers(name: str, device: str | None, label_map: LabelMap) -> TransformersClassifier:
+    """The sequence classifier of that path or id."""
+    return TransformersClassifier(name, device, label_map)
 
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)  # naming a device does not tell whether it is there
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        raise ValueError(
-            f"device '{name}' is not available here; use cpu, cuda, cuda:1, ... or leave it out"
-        ) from error
-    return torch.device(name)
+
+def _renamed(labels: tuple[str, ...], label_map: LabelMap, name: str) -> list[str | None]:
+    """What each of the model's labels is called, None for one that is left out."""
+    for label in label_map:
+        if label not in labels:
+            hint = did_you_mean(label, labels)
+            raise ValueError(f"the label map names '{label}', which model '{name}' lacks: {', '.join(labels)}{hint}")
+    renamed = [label_map.get(label, label) for label in labels]
+    if not any(renamed):
+        raise ValueError(f"the label map leaves out every label of model '{name}': {', '.join(labels)}")
+    return renamed
 
 
 def _outputs(source: str, name: str) -> tuple[bool, tuple[str, ...]]:
@@ -179,7 +166,10 @@ def _load(source: str, name: str, device: torch.device) -> tuple[Any, Any]:
     """Tokenizer and model, every weight of it from the checkpoint."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     # Half precision is slow on most CPUs; elsewhere the checkpoint's own precision is kept.
     dtype = torch.float32 if device.type == "cpu" else "auto"
     with loading_errors(name):
