@@ -11,7 +11,7 @@ CHAT_MODEL := models/smollm2-135m/config.json
 ENCODER := models/minilm/onnx/proof.json
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup chat serve test check bench bench-retrieval torture format clean help
+.PHONY: setup chat serve test check bench bench-retrieval bench-moderation torture format clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -76,6 +76,11 @@ bench-retrieval: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.bench.search_structures lexical $(if $(DATA),--data $(DATA))
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.bench.search_structures vectors $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tools.bench.scale $(if $(DATA),--data $(DATA))
+
+# DATA=folder of labelled texts (JSON Lines)
+bench-moderation: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
+	$(BIN)/python -m tools.bench.moderation $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tools.bench.injection $(if $(DATA),--data $(DATA))
 
 torture: $(VENV)/.dev
 	$(BIN)/python -m tools.torture.kills --kills 200
