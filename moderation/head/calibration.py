@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 LEAST_BENIGN = 30  # rows that a source needs to count as one of harmless texts
 LEAST_THRESHOLD = 0.5  # nothing is flagged that is more likely harmless, however rare a label is
-OVERALL, SHARE = "unsafe", 0.25
 MIN_SLOPE, MAX_SLOPE = 0.05, 10.0
 
 
@@ -61,8 +60,8 @@ def joint_thresholds(
 ) -> dict[str, float]:
     """Label -> threshold, such that at most a share `rate` of each benign source reaches any of them.
 
-    `unsafe`, which finds the most, gets a share of false positives of all sources together (with the same weight),
-    and each other label the part SHARE of it, as large as that allows (found by halving). No threshold is below LEAST_THRESHOLD. ValueError for no source.
+    All labels get the same share of false positives each, of all sources together with the same weight, and as large
+    as that allows (found by halving). No threshold is below LEAST_THRESHOLD. ValueError for no source.
     """
     if not benign:
         raise ValueError(
@@ -74,10 +73,7 @@ def joint_thresholds(
     weights = np.concatenate([np.full(len(rows), 1 / (len(benign) * len(rows))) for rows in benign.values()])
 
     def at(share: float) -> NDArray[np.float64]:
-        of_label = (
-            _weighted_threshold(probabilities_NL[pooled, j], weights, share if label == OVERALL else share * SHARE)
-            for j, label in enumerate(labels)
-        )
+        of_label = (_weighted_threshold(probabilities_NL[pooled, j], weights, share) for j in range(len(labels)))
         return np.array([max(LEAST_THRESHOLD, threshold) for threshold in of_label])
 
     def joint(thresholds_L: NDArray[np.float64]) -> float:
