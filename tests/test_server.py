@@ -20,7 +20,7 @@ import pytest
 from chatbot.api import read_request
 from chatbot.core import Bot
 from chatbot.engines.echo import EchoModel
-from chatbot.prompting import PromptAssembler
+from chatbot.prompting import SPOTLIGHT, PromptAssembler
 from chatbot.server import _events
 from retrieval.build import build_index
 
@@ -114,7 +114,8 @@ def test_models_are_listed(server):
 def test_a_completion_has_the_shape_of_openais_and_sources(server):
     status, body = server.post(model="parrot", say="When was the harbour bridge opened?")
     assert status == 200
-    assert set(body) == {"id", "object", "created", "model", "choices", "usage", "sources", "notices", "verdicts"}
+    theirs = {"id", "object", "created", "model", "choices", "usage"}
+    assert set(body) == theirs | {"sources", "withheld", "notices", "verdicts"}
     assert body["id"].startswith("chatcmpl-")
     assert body["object"] == "chat.completion"
     assert abs(body["created"] - time.time()) < 60
@@ -144,8 +145,8 @@ def test_a_conversation_and_a_system_message_of_the_clients_own(server):
     assert status == 200
     assert body["choices"][0]["message"]["content"] == "thank you"
     assert body["sources"] == []
-    # "system: Speak up. user: hello assistant: Hello. user: thank you assistant:" in words
-    assert body["usage"]["prompt_tokens"] == 11
+    # "system: Speak up. user: hello assistant: Hello. user: thank you assistant:" in words, and what passages are
+    assert body["usage"]["prompt_tokens"] == 11 + len(SPOTLIGHT.split())
 
 
 def test_the_settings_of_a_request_count(server):
