@@ -14,6 +14,7 @@ from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompt_files import load_examples
 from chatbot.prompting import LAYOUTS, SPOTLIGHT, PromptAssembler
+from common.models import without_precision
 from retrieval.types import Encoder, Searcher
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def _shared_encoder(retriever: Searcher | None, moderator: PolicyModerator | Non
     encoder: Encoder | None = getattr(retriever, "encoder", None)
     if encoder is None or moderator is None:
         return None
-    plain = encoder.name.removesuffix(":int8").removesuffix(":float32")
-    return encoder.encode if plain == moderator.encoder else None
+    return encoder.encode if without_precision(encoder.name) == moderator.encoder else None
 
 
 def open_moderator(options: Mapping[str, Any]) -> PolicyModerator | None:

@@ -101,8 +101,13 @@ def _record(message: Message) -> dict[str, Any]:
     if message.passages:
         record["passages"] = [asdict(passage) for passage in message.passages]
     if message.verdicts:
-        record["verdicts"] = {direction: asdict(verdict) for direction, verdict in message.verdicts}
+        record["verdicts"] = verdict_records(message.verdicts)
     return record
+
+
+def verdict_records(verdicts: Iterable[tuple[str, Verdict]]) -> dict[str, Any]:
+    """(direction, verdict) pairs as JSON values."""
+    return {direction: asdict(verdict) for direction, verdict in verdicts}
 
 
 def _message(number: int, each: object) -> Message:

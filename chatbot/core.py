@@ -16,6 +16,7 @@ from chatbot.engines.base import ChatModel, Delta, FinishReason, Generation, Usa
 from chatbot.followups import is_follow_up, is_small_talk, rewritten
 from chatbot.prompting import Prompt, PromptAssembler
 from chatbot.streaming import sentences
+from moderation.labels import INJECTION
 from moderation.types import ACTIONS, Moderator, Verdict
 from retrieval.types import Hit, Searcher
 
@@ -30,7 +31,6 @@ WITHHELD = "The passages that were found seem to give orders to the model rather
 NO_ROOM = "The passages that were found do not fit the model's context; lower --max-tokens."
 NO_USAGE = Usage(0, 0)
 DEFAULT_GENERATION = Generation()
-INJECTION = "prompt_injection"  # the label of `Passage.injection`
 NUM_CONTEXT_MESSAGES = 6  # how far back a follow-up question is searched with its conversation
 
 

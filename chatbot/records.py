@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from chatbot.conversation import verdict_records
 from chatbot.core import Reply
 from retrieval.types import Hit
 
@@ -21,7 +22,7 @@ def _record(hit: Hit) -> dict[str, Any]:
 def evidence(reply: Reply, notices: list[str]) -> dict[str, Any]:
     """What stands behind an answer: its sources, passages that were found and kept from the model, what was left out or
     flagged, and what moderation said."""
-    verdicts = {direction: asdict(verdict) for direction, verdict in reply.verdicts.items()}
+    verdicts = verdict_records(reply.verdicts.items())
     withheld = [_record(hit) for hit in reply.withheld]
     return {"sources": source_records(reply), "withheld": withheld, "notices": notices, "verdicts": verdicts}
 

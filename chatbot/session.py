@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from chatbot.conversation import Conversation, load_conversations, save_conversations
+from chatbot.conversation import Conversation, load_conversations, save_conversations, verdict_records
 from chatbot.core import Bot, Done, Event, Notice, Reply, Text, Turn
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompting import LAYOUTS
@@ -163,7 +163,7 @@ class Session:
             "reason": reason,
             "messages": self.turn.conversation.to_dicts(),
             "passages": [asdict(hit.passage) | {"score": hit.score} for hit in self.reply.sources],
-            "verdicts": {direction: asdict(verdict) for direction, verdict in self.reply.verdicts.items()},
+            "verdicts": verdict_records(self.reply.verdicts.items()),
             "answer": self.reply.text,
             "edit": edit,
             "prompt": self.seen,

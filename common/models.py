@@ -60,6 +60,11 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 }
 
 
+def without_precision(encoder: str) -> str:
+    """The name of an encoder without the precision it may end in: both precisions give nearly the same vectors."""
+    return encoder.removesuffix(":int8").removesuffix(":float32")
+
+
 def models_folder() -> Path:
     """Where prepared models live."""
     return home() / "models"

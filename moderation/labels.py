@@ -13,6 +13,8 @@ from pathlib import Path
 
 from moderation.sections import mistake, read_sections, require_section
 
+INJECTION = "prompt_injection"
+
 # label -> what it says about a text
 LABELS: Mapping[str, str] = {
     "harassment": "insults, bullying, language meant to harass anyone",
@@ -28,7 +30,7 @@ LABELS: Mapping[str, str] = {
     "sexual/minors": "sexual content with someone under 18",
     "violence": "death, violence or injury",
     "violence/graphic": "death, violence or injury in graphic detail",
-    "prompt_injection": "instructions that mean to take over the model: from a user, or hidden in a document",
+    INJECTION: "instructions that mean to take over the model: from a user, or hidden in a document",
     "unsafe": "anything of the above, or of what else the classifier looks for",
 }
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from moderation.labels import did_you_mean, is_benign
+from moderation.labels import INJECTION, did_you_mean, is_benign
 from moderation.sections import Section, mistake, read_sections, require_section
 from moderation.types import ACTIONS, DIRECTIONS, Action, Direction, Verdict
 
@@ -61,7 +61,7 @@ def _default_rules() -> Rules:
 def _default_labels() -> Mapping[str, Rules]:
     # A document may well speak of violence; what it may not do is give the model orders. A warning, not a block: the
     # default classifier takes too many texts about prompts and commands for orders.
-    return {"prompt_injection": {"document": Rule("warn")}}
+    return {INJECTION: {"document": Rule("warn")}}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from common.files import expand, sha256_of
+from common.models import without_precision
 from moderation.classifiers import kind_of, open_classifier
+from moderation.labels import INJECTION
 from moderation.types import Classifier
 
 if TYPE_CHECKING:
     from moderation.types import Vectors
-
-INJECTION = "prompt_injection"
 
 
 class PassageScreener:
@@ -45,9 +45,7 @@ class PassageScreener:
         import numpy as np
 
         from_vectors = getattr(self._classifier, "from_vectors", None)
-        # An encoder in 8 bits gives the same vectors but for a rounding that the head does not feel.
-        plain = encoder.removesuffix(":int8").removesuffix(":float32")
-        if from_vectors is not None and plain == self.encoder:
+        if from_vectors is not None and without_precision(encoder) == self.encoder:
             results = from_vectors(texts, vectors)
         else:
             results = self._classifier.scores(texts)

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from common.cli import OneLineGroup
+from common.models import without_precision
 from common.plugins import plugin
 from retrieval.commands.asking import explain_command, info_command, search_command
 from retrieval.commands.judging import doctor_command, evaluate_command, tune_command
@@ -180,7 +181,7 @@ def _screener(screen: bool | None, encoder: str) -> Screener | None:
     if screen is False:
         return None
     screener: Screener = plugin("parley.screener")("default")
-    return screener if screen or encoder.partition(":")[0] == screener.encoder else None
+    return screener if screen or without_precision(encoder) == screener.encoder else None
 
 
 @contextlib.contextmanager

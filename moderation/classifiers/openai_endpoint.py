@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moderation.classifiers.windows import encodable, pieces, worst
-from moderation.labels import LABELS
+from moderation.labels import INJECTION, LABELS
 from moderation.types import Scores
 
 log = logging.getLogger("parley.moderation")
@@ -71,7 +71,7 @@ class OpenAIClassifier:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(label for label in LABELS if label != "prompt_injection")
+        return tuple(label for label in LABELS if label != INJECTION)
 
     def scores(self, texts: Sequence[str]) -> list[Scores]:
         """For each text: label -> probability in [0, 1], None for a category that the service does not judge."""

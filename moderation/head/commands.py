@@ -6,15 +6,15 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
 from common.cli import OneLineCommand
 from common.files import check_can_write, read_json
 from common.plugins import plugin
+from moderation.classifiers import open_classifier
 from moderation.head.data import Row, Rows, read_rows
 from moderation.head.metrics import evaluate
 from moderation.head.report import table
@@ -83,12 +83,6 @@ def read_recipe(path: Path | None) -> Any:
     return Recipe(**content)
 
 
-def open_any(name: str, device: str | None) -> Classifier:
-    """Whatever classifier `name` stands for: `default`, a head's directory, or what else the toolkit knows."""
-    opener = import_module("moderation.classifiers").open_classifier
-    return cast(Classifier, opener(name, device))
-
-
 def make_evaluate_command(open_classifier: Opener) -> click.Command:
     """`evaluate` with classifiers opened by `open_classifier(name, device)`."""
 
@@ -129,7 +123,7 @@ def make_evaluate_command(open_classifier: Opener) -> click.Command:
     return command
 
 
-evaluate_command = make_evaluate_command(open_any)
+evaluate_command = make_evaluate_command(open_classifier)
 
 
 def _judge(classifier: Classifier, rows: list[Row]) -> list[dict[str, float | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retrieval.encoders import as_encoder
-from retrieval.index.manifest import Manifest
+from retrieval.index.manifest import EncoderInfo, Manifest
 from retrieval.types import Encoder
 
 
@@ -18,10 +18,15 @@ def encoder_of(manifest: Manifest, index: Path, encoder: str | Encoder | None, d
 
 def check_encoder(encoder: Encoder, manifest: Manifest, index: Path) -> None:
     """Raises ValueError for an encoder that is not the one the index was built with."""
-    built_with = manifest.encoder
+    rebuild = f"python -m retrieval build DOCUMENTS --index {index} --encoder {encoder.name}"
+    remedy = f"rebuild it with: {rebuild}, or pass the encoder it was built with"
+    check_fingerprint(encoder, manifest.encoder, f"index '{index}'", remedy)
+
+
+def check_fingerprint(encoder: Encoder, built_with: EncoderInfo, what: str, remedy: str) -> None:
+    """Raises ValueError, with the remedy, for an encoder that is not the one that `what` was built with."""
     if encoder.fingerprint != built_with.fingerprint:
         raise ValueError(
-            f"index '{index}' was built with encoder '{built_with.name}' (fingerprint {built_with.fingerprint[:12]}), "
-            f"which encoder '{encoder.name}' ({encoder.fingerprint[:12]}) is not; rebuild it with: python -m retrieval "
-            f"build DOCUMENTS --index {index} --encoder {encoder.name}, or pass the encoder it was built with"
+            f"{what} was built with encoder '{built_with.name}' (fingerprint {built_with.fingerprint[:12]}), "
+            f"which encoder '{encoder.name}' ({encoder.fingerprint[:12]}) is not; {remedy}"
         )

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.encoders import cached, open_encoder
+from retrieval.index.encoder import check_fingerprint
 from retrieval.passages import embedding_text, folded, subject
 from retrieval.qdrant.connection import (
     DENSE,
@@ -293,10 +294,5 @@ def _first_info(client: QdrantClient, url: str, collection: str) -> CollectionIn
 
 
 def _check_encoder(encoder: Encoder, info: CollectionInfo, collection: str) -> None:
-    built_with = info.encoder
-    if encoder.fingerprint != built_with.fingerprint:
-        raise ValueError(
-            f"collection '{collection}' was built with encoder '{built_with.name}' (fingerprint "
-            f"{built_with.fingerprint[:12]}), which encoder '{encoder.name}' ({encoder.fingerprint[:12]}) is not; pass "
-            "--encoder with that one, or build the index anew with yours and upload it again"
-        )
+    remedy = "pass --encoder with that one, or build the index anew with yours and upload it again"
+    check_fingerprint(encoder, info.encoder, f"collection '{collection}'", remedy)

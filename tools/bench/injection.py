@@ -27,12 +27,13 @@ import click
 import numpy as np
 
 from chatbot.conversation import Conversation
-from chatbot.core import INJECTION, WITHHELD
+from chatbot.core import WITHHELD
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompting import SPOTLIGHT, PromptAssembler
 from common.cli import OneLineCommand
 from moderation.head.classifier import HeadClassifier
+from moderation.labels import INJECTION
 from retrieval.encoders import open_encoder
 from retrieval.passages import embedding_text
 from retrieval.retriever import Retriever
