@@ -13,7 +13,7 @@ from chatbot.core import Bot
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompt_files import load_examples
-from chatbot.prompting import LAYOUTS, SPOTLIGHT, PromptAssembler
+from chatbot.prompting import LAYOUTS, PromptAssembler
 from common.models import without_precision
 from retrieval.types import Encoder, Searcher
 
@@ -42,7 +42,6 @@ def open_bot(options: Mapping[str, Any]) -> Bot:
         options["system"],
         examples,
         options["layout"],
-        SPOTLIGHT if retriever else "",
     )
     moderator = open_moderator(options)
     rest = (options["k"], options["floor"], options["rewrite"], _shared_encoder(retriever, moderator))

@@ -20,7 +20,7 @@ import pytest
 from chatbot.api import read_request
 from chatbot.core import Bot
 from chatbot.engines.echo import EchoModel
-from chatbot.prompting import SPOTLIGHT, PromptAssembler
+from chatbot.prompting import PromptAssembler
 from chatbot.server import _events
 from retrieval.build import build_index
 
@@ -145,8 +145,8 @@ def test_a_conversation_and_a_system_message_of_the_clients_own(server):
     assert status == 200
     assert body["choices"][0]["message"]["content"] == "thank you"
     assert body["sources"] == []
-    # "system: Speak up. user: hello assistant: Hello. user: thank you assistant:" in words, and what passages are
-    assert body["usage"]["prompt_tokens"] == 11 + len(SPOTLIGHT.split())
+    # "system: Speak up. user: hello assistant: Hello. user: thank you assistant:" in words
+    assert body["usage"]["prompt_tokens"] == 11
 
 
 def test_the_settings_of_a_request_count(server):
