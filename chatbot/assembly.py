@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from moderation.moderator import PolicyModerator
 
 _GENERATION = ("max_tokens", "sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
-_LOADING = ("device", "gpu_id", "gpu_vram", "cpu_ram", "load_in_8bit", "load_in_4bit", "dtype", "template")
+_LOADING = (
+    *("device", "gpu_id", "gpu_vram", "cpu_ram", "load_in_8bit", "load_in_4bit", "dtype", "template"),
+    *("adapters", "draft_model", "threads", "gpu_layers", "base_url", "api_key"),
+)
 
 
 def open_bot(options: Mapping[str, Any]) -> Bot:

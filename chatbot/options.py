@@ -41,6 +41,12 @@ _OPTIONS = (
     click.option("--load-in-8bit", is_flag=True, help="Quantise to 8 bits (CUDA, bitsandbytes)."),
     click.option("--load-in-4bit", is_flag=True, help="Quantise to 4 bits (CUDA, bitsandbytes)."),
     click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16."),
+    click.option("--adapter", "adapters", multiple=True, metavar="PATH", help="LoRA adapter; the first is in use."),
+    click.option("--draft-model", metavar="NAME", help="Smaller model that proposes tokens (assisted decoding)."),
+    click.option("--threads", type=click.IntRange(min=1), help="llama.cpp: CPU threads.  [default: all cores]"),
+    click.option("--gpu-layers", type=click.IntRange(min=0), help="llama.cpp: layers on the GPU.  [default: all fit]"),
+    click.option("--base-url", metavar="URL", help="openai engine: the service.  [default: $OPENAI_BASE_URL]"),
+    click.option("--api-key", metavar="KEY", help="openai engine: its key; better in $OPENAI_API_KEY."),
     # The documents
     click.option("--retrieval/--no-retrieval", default=None, help="Answer from documents.  [default: with --index]"),
     click.option("--index", multiple=True, help="Index directory, or qdrant+URL/COLLECTION; may be repeated."),

@@ -20,7 +20,9 @@ class LoadOptions:
     """Where and how weights are loaded. An engine refuses what it cannot do.
 
     `gpu_vram` maps a GPU's number to the GiB that may be used on it; `cpu_ram` is in GiB too. `dtype` is one of
-    auto, float32, float16, bfloat16. `template` names one of `chatbot.templates`.
+    auto, float32, float16, bfloat16. `template` names one of `chatbot.templates`. `adapters` are LoRA directories (or
+    files, where the engine takes those), of which the first is in use. `draft_model` proposes tokens that the model
+    accepts or not. `threads` and `gpu_layers` are llama.cpp's; `base_url` and `api_key` an endpoint's.
     """
 
     device: str | None = None
@@ -31,6 +33,12 @@ class LoadOptions:
     load_in_4bit: bool = False
     dtype: str = "auto"
     template: str | None = None
+    adapters: tuple[str, ...] = ()
+    draft_model: str | None = None
+    threads: int | None = None
+    gpu_layers: int | None = None
+    base_url: str | None = None
+    api_key: str | None = None
 
 
 class _Loader(Protocol):

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from chatbot.conversation import Conversation
 
 FinishReason = Literal["stop", "length"]
+MAX_LOGPROBS = 20  # as OpenAI's API has it
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Generation:
     `sample` off means greedy: the most likely token each time. `temperature`, `top_k` (0: no limit) and `top_p`
     (1.0: no limit) act only when sampling. `repetition_penalty` 1.0 means none (Keskar et al. 2019, section 4.1); it
     counts the answer's own tokens, not the prompt's.
-    `seed` None draws a new one each time. `stop` strings end the answer and are not part of it.
+    `seed` None draws a new one each time. `stop` strings end the answer and are not part of it. `logprobs` asks for
+    the log-probability of each token, and of that many of the likeliest beside it (0 to MAX_LOGPROBS); None: for none.
     """
 
     max_tokens: int = 256
@@ -30,6 +32,7 @@ class Generation:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "repetition_penalty"):
@@ -47,6 +50,8 @@ class Generation:
             raise ValueError(f"repetition_penalty={self.repetition_penalty:g} must be above 0 (1 means none)")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must be a whole number of 64 bits, such as 1234")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise ValueError(f"logprobs={self.logprobs} must be from 0 to {MAX_LOGPROBS}")
 
     @property
     def greedy(self) -> bool:
@@ -56,23 +61,42 @@ class Generation:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and tokens written."""
+    """Tokens read and tokens written; `cached_tokens` of those read were in the key-value cache already."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of the answer as text, its natural log-probability before sampling settings act, and the likeliest
+    tokens in its place, as (text, log-probability), best first."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer. The last one carries `finish_reason` (stop, or length at max_tokens) and `usage`."""
+    """A piece of an answer. The last one carries `finish_reason` (stop, or length at max_tokens) and `usage`.
+
+    `logprobs` are those of the tokens that ended in this piece, where the generation asked for them.
+    """
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class ChatModel(Protocol):
-    """A chat engine with a model loaded."""
+    """A chat engine with a model loaded.
+
+    Every method may be called from several threads at once. An engine that can runs their generations together; one
+    that cannot runs them one after the other, in the order in which they came.
+    """
 
     @property
     def name(self) -> str:
