@@ -51,12 +51,18 @@ class PolicyModerator:
 
     def can_block(self, direction: Direction) -> bool:
         """Whether a text may be blocked in this direction: by a rule, or because the classifier failed."""
-        return self.policy.fail == "closed" or "block" in self._actions(self.classifier.labels, direction)
+        return self._has_block(direction) or self._fails_closed(direction)
 
     def can_flag(self, direction: Direction) -> bool:
         """Whether any label of the classifier leads to a warning or a block in this direction: if not, checking is
         idle. Scores that came from elsewhere may still be flagged, see `judge`."""
         return bool(self._actions(self.classifier.labels, direction) - {"allow"})
+
+    def _has_block(self, direction: Direction) -> bool:
+        return "block" in self._actions(self.classifier.labels, direction)
+
+    def _fails_closed(self, direction: Direction) -> bool:
+        return self._has_block(direction) if self.policy.fail == "auto" else self.policy.fail == "closed"
 
     def _actions(self, labels: Iterable[str], direction: Direction) -> set[Action]:
         rules = [self.policy.rule(label, direction) for label in labels]
@@ -96,7 +102,7 @@ class PolicyModerator:
         try:
             return self.policy.decide(scores, direction, self.thresholds)
         except ValueError as error:
-            return self._failure(str(error))
+            return self._failure(str(error), direction)
 
     def _judge(self, texts: list[str], vectors: Vectors | None, direction: Direction) -> list[Verdict]:
         if not texts:
@@ -107,18 +113,18 @@ class PolicyModerator:
             if len(results) == len(texts):
                 verdicts = [self._decide(scores, direction) for scores in results]
             else:
-                failure = self._failure(f"the classifier gave {len(results)} results for {len(texts)} texts")
+                failure = self._failure(f"the classifier gave {len(results)} results for {len(texts)} texts", direction)
                 verdicts = [failure] * len(texts)
         except TooSlow as error:
-            verdicts = [self._failure(f"the classifier {error}")] * len(texts)
+            verdicts = [self._failure(f"the classifier {error}", direction)] * len(texts)
         # The classifier is foreign code, and whatever it raises, the conversation must get an answer.
         except Exception as error:
             # Of a foreign error only the type is told: its message may quote the texts.
-            verdicts = [self._failure(f"the classifier raised {type(error).__name__}")] * len(texts)
+            verdicts = [self._failure(f"the classifier raised {type(error).__name__}", direction)] * len(texts)
             log.debug("what the classifier raised (it may quote the texts)", exc_info=True)
         errors = [verdict.error for verdict in verdicts if verdict.error]
         if errors:
-            outcome = "blocked" if self.policy.fail == "closed" else "allowed unchecked"
+            outcome = "blocked" if self._fails_closed(direction) else "allowed unchecked"
             log.warning("%d of %d texts %s: %s", len(errors), len(texts), outcome, errors[0])
         return verdicts
 
@@ -130,11 +136,11 @@ class PolicyModerator:
     def _decide(self, scores: Mapping[str, float | None], direction: Direction) -> Verdict:
         """The policy's verdict; scores that are no probabilities fail this text only, not the batch."""
         if undeclared := set(scores) - set(self.classifier.labels):
-            return self._failure(f"the classifier gave {len(undeclared)} labels that it does not declare")
+            return self._failure(f"the classifier gave {len(undeclared)} labels that it does not declare", direction)
         return self.judge(scores, direction)
 
-    def _failure(self, message: str) -> Verdict:
-        closed = self.policy.fail == "closed"
+    def _failure(self, message: str, direction: Direction) -> Verdict:
+        closed = self._fails_closed(direction)
         return Verdict(flagged=closed, action="block" if closed else "allow", error=message)
 
 

@@ -68,20 +68,21 @@ def _default_labels() -> Mapping[str, Rules]:
 class Policy:
     """What to do about scores.
 
-    `fail` says what becomes of a text that the classifier failed on: closed blocks it, open allows it; `timeout` is
+    `fail` says what becomes of a text that the classifier failed on: closed blocks it, open allows it, auto blocks it
+    in directions in which some rule blocks (a policy that only warns stops no conversation); `timeout` is
     the seconds for each text after which a check counts as failed, None for no limit; `refusal` is what the user is
     told in place of a blocked text; `default` has a rule for each direction, and `labels` has the exceptions to it,
     for some directions or for each. Raises ValueError where `fail`, `timeout` or `refusal` is not usable.
     """
 
-    fail: Literal["open", "closed"] = "closed"
+    fail: Literal["auto", "open", "closed"] = "auto"
     timeout: float | None = 30
     refusal: str = "I am sorry, but I cannot help with that."
     default: Rules = field(default_factory=_default_rules)
     labels: Mapping[str, Rules] = field(default_factory=_default_labels)
 
     def __post_init__(self) -> None:
-        _require_choice("fail", self.fail, ("open", "closed"))
+        _require_choice("fail", self.fail, ("auto", "open", "closed"))
         if self.timeout is not None and not (_is_number(self.timeout) and 0 < self.timeout <= MAX_TIMEOUT):
             raise ValueError(
                 f"timeout {self.timeout!r} is not a number of seconds above 0 and at most {MAX_TIMEOUT}, "

@@ -112,7 +112,7 @@ def test_check_shows_what_failed(classifiers):
     result = run("check", "nan", "--model", classifiers["single"])
     assert result.exit_code == 0
     (line,) = result.stdout.splitlines()[1:]
-    assert line == "block   failed: the score of label 'safe' is nan, not a probability from 0 to 1"
+    assert line == "allow   failed: the score of label 'safe' is nan, not a probability from 0 to 1"
 
 
 def test_check_with_bad_input_is_one_line(classifiers, policy_file, tmp_path):
@@ -151,7 +151,7 @@ def test_policy_prints_a_file_resolved(policy_file):
 
 def test_policy_with_a_bad_file_is_one_line(policy_file):
     policy_file.write_text("fail: opne\n")
-    assert f"{policy_file}:1: fail 'opne' is not one of open, closed; did you mean 'open'?" in failed(
+    assert f"{policy_file}:1: fail 'opne' is not one of auto, open, closed; did you mean 'open'?" in failed(
         "policy", policy_file
     )
 
@@ -180,4 +180,4 @@ def test_the_module_can_be_run():
         [sys.executable, "-m", "moderation", "policy"], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "fail: closed" in done.stdout
+    assert "fail: auto" in done.stdout

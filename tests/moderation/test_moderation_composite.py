@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from moderation.classifiers import CompositeClassifier, KeywordClassifier
 from moderation.classifiers.windows import pieces, worst
 from moderation.moderator import PolicyModerator
+from moderation.policy import Policy
+
+CLOSED = Policy(fail="closed")
 
 
 class Fixed:
@@ -62,7 +65,7 @@ def test_nan_of_one_is_nan_of_all(joining, order):
     members = [Fixed({"hate": 0.2}), Fixed({"hate": math.nan}), Fixed({"hate": 0.9})][::order]
     composite = CompositeClassifier(joining, members)
     assert math.isnan(composite.scores(["a"])[0]["hate"])
-    assert PolicyModerator(composite).check(["a"])[0].action == "block"
+    assert PolicyModerator(composite, CLOSED).check(["a"])[0].action == "block"
 
 
 def test_thresholds_are_joined_as_scores_are():
@@ -115,7 +118,7 @@ def test_one_that_fails_is_not_left_out():
         composite = CompositeClassifier("average", [KeywordClassifier({"hate": ["x"]}), broken])
         with pytest.raises(ValueError, match=message):
             composite.scores(["a", "b"])
-        assert {v.action for v in PolicyModerator(composite).check(["a", "b"])} == {"block"}
+        assert {v.action for v in PolicyModerator(composite, CLOSED).check(["a", "b"])} == {"block"}
 
 
 def test_a_composite_needs_two_and_a_known_way():

@@ -15,6 +15,8 @@ from moderation.moderator import PolicyModerator
 from moderation.policy import Policy
 from moderation.views import HAZARDS, LEVELS, hazards, level
 
+CLOSED = Policy(fail="closed")
+
 SAFE = {"gpt-jt": " casual", "llama-guard": "\n\nsafe", "qwen3guard": "Safety: Safe\nCategories: None"}
 UNSAFE = {
     "gpt-jt": " needs intervention",
@@ -179,7 +181,8 @@ def test_one_bad_answer_fails_one_text():
             return "hm" if "odd" in text else super()._say(text)
 
     classifier = GuardClassifier(Moody("llama-guard"), FORMATS["llama-guard"])
-    assert [v.action for v in PolicyModerator(classifier).check(["good", "odd", "kill"])] == ["allow", "block", "warn"]
+    verdicts = PolicyModerator(classifier, CLOSED).check(["good", "odd", "kill"])
+    assert [verdict.action for verdict in verdicts] == ["allow", "block", "warn"]
 
 
 @given(st.sampled_from(list(FORMATS)), st.text(max_size=60))

@@ -14,6 +14,8 @@ from moderation.moderator import PolicyModerator, open_moderator
 from moderation.policy import DEFAULT_POLICY, Policy, Rule
 from moderation.types import Moderator, Verdict
 
+CLOSED = Policy(fail="closed")
+
 WORDS = {"insult": ["fool"], "threat": ["kill"]}
 BLOCK_THREATS = {"threat": {"output": Rule("block")}}
 PRIVATE = "fool of a private text"
@@ -64,8 +66,19 @@ def test_a_failing_classifier_is_a_verdict_and_one_line_in_the_log(how, fail, fl
     assert "private" not in caplog.text + str(verdicts)
 
 
+def test_a_failure_blocks_where_a_rule_blocks_and_only_there(caplog):
+    moderator = PolicyModerator(Broken([{"toxic": math.nan}]), Policy(default={"output": Rule("block")}))
+    actions = {direction: moderator.check(["a"], direction)[0].action for direction in ("input", "output", "document")}
+    assert actions == {"input": "allow", "output": "block", "document": "allow"}
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "1 of 1 texts allowed unchecked",
+        "1 of 1 texts blocked",
+        "1 of 1 texts allowed unchecked",
+    ]
+
+
 def test_an_unusable_score_fails_its_own_text_only(caplog):
-    moderator = PolicyModerator(Broken([{"toxic": 0.9}, {"toxic": math.nan}, {"toxic": None}]))
+    moderator = PolicyModerator(Broken([{"toxic": 0.9}, {"toxic": math.nan}, {"toxic": None}]), CLOSED)
     first, second, third = moderator.check(["a", "b", "c"])
     assert (first.action, first.labels, first.error) == ("warn", ("toxic",), None)
     assert (second.action, second.flagged) == ("block", True)
@@ -83,7 +96,7 @@ def test_a_classifier_that_stops_the_program_is_let_through():
 
 
 def test_nan_in_one_window_of_a_long_text_is_not_lost(classifiers):
-    moderator = open_moderator(classifiers["multi"], device="cpu")
+    moderator = PolicyModerator(open_moderator(classifiers["multi"], device="cpu").classifier, CLOSED)
     fine, failed = moderator.check(["good " * 40, "good " * 40 + "nan"])
     assert fine.error is None
     assert (failed.action, "nan" in failed.error) == ("block", True)
@@ -133,7 +146,9 @@ def test_a_label_that_the_classifier_does_not_have_is_refused():
 @pytest.mark.parametrize(
     ("policy", "on_input", "on_output"),
     [
-        (DEFAULT_POLICY, True, True),  # the classifier may fail
+        (DEFAULT_POLICY, False, False),  # it only warns
+        (Policy(labels=BLOCK_THREATS), False, True),
+        (Policy(fail="closed"), True, True),  # the classifier may fail
         (Policy(fail="open"), False, False),
         (Policy(fail="open", labels=BLOCK_THREATS), False, True),
         (Policy(fail="open", default={"input": Rule("block"), "output": Rule()}), True, False),
@@ -247,7 +262,7 @@ def test_documents_are_a_direction_of_their_own():
 
 
 def test_scores_that_are_known_already_are_judged_alike():
-    moderator = PolicyModerator(KeywordClassifier(WORDS))
+    moderator = PolicyModerator(KeywordClassifier(WORDS), CLOSED)
     assert moderator.judge({"prompt_injection": 0.6}, "document").action == "warn"  # whoever gave them
     assert moderator.judge({"prompt_injection": 0.4}, "document") == Verdict(
         flagged=False, action="allow", scores={"prompt_injection": 0.4}

@@ -12,6 +12,9 @@ import pytest
 from moderation.classifiers import open_classifier
 from moderation.classifiers.openai_endpoint import BATCH, LONGEST, OpenAIClassifier
 from moderation.moderator import PolicyModerator
+from moderation.policy import Policy
+
+CLOSED = Policy(fail="closed")
 
 KEY = "sk-very-secret-1234"
 CATEGORIES = [
@@ -214,7 +217,7 @@ def test_an_answer_that_is_not_of_the_format_is_a_failure_and_not_a_pass(service
     service.answers += [(200, {}, body)] * 2
     with pytest.raises(ValueError, match=r"the moderation service at 127\.0\.0\.1:\d+ gave "):
         classifier.scores(["x"])
-    (verdict,) = PolicyModerator(classifier).check(["x"])
+    (verdict,) = PolicyModerator(classifier, CLOSED).check(["x"])
     assert (verdict.action, verdict.error) == ("block", "the classifier raised ValueError")
 
 
@@ -222,7 +225,7 @@ def test_an_answer_that_is_not_of_the_format_is_a_failure_and_not_a_pass(service
 def test_a_score_that_is_no_probability_fails_in_the_moderator(service, classifier, score):
     body = f'{{"results": [{{"flagged": false, "category_scores": {{"hate": {score}}}}}]}}'
     service.answers.append((200, {}, body.encode()))
-    (verdict,) = PolicyModerator(classifier).check(["x"])
+    (verdict,) = PolicyModerator(classifier, CLOSED).check(["x"])
     assert verdict.action == "block"
     assert "not a probability" in verdict.error
 

@@ -22,7 +22,7 @@ both = st.fixed_dictionaries(dict.fromkeys(DIRECTIONS, rules))
 some = both | st.fixed_dictionaries({"input": rules}) | st.fixed_dictionaries({"output": rules})
 policies = st.builds(
     Policy,
-    fail=st.sampled_from(["open", "closed"]),
+    fail=st.sampled_from(["auto", "open", "closed"]),
     refusal=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp", "Co", "Cn"]), min_size=1)
     .filter(str.strip)
     .filter(lambda text: "\ufeff" not in text),
@@ -169,7 +169,7 @@ def write(tmp_path):
 def test_the_shipped_file_says_what_the_default_policy_is():
     with resources.as_file(resources.files("moderation") / "policy.yaml") as path:
         assert load_policy(path) == DEFAULT_POLICY
-    assert (DEFAULT_POLICY.fail, DEFAULT_POLICY.timeout) == ("closed", 30)
+    assert (DEFAULT_POLICY.fail, DEFAULT_POLICY.timeout) == ("auto", 30)
     warn, allow = Rule("warn", "auto"), Rule("allow", "auto")
     assert DEFAULT_POLICY.default == {"input": warn, "output": warn, "document": allow}
     assert DEFAULT_POLICY.labels == {"prompt_injection": {"document": Rule("warn", "auto")}}
@@ -240,8 +240,8 @@ MALFORMED = {
     "fail": (None, ["the policy is 'fail', not a mapping"]),
     "fial: open": (1, ["unknown key 'fial'", "fail, timeout, refusal, default, labels", "did you mean 'fail'?"]),
     "\n1: open": (2, ["unknown key 1 in the policy"]),
-    "fail: opne": (1, ["fail 'opne' is not one of open, closed", "did you mean 'open'?"]),
-    "fail: off": (1, ["fail False is not one of open, closed"]),
+    "fail: opne": (1, ["fail 'opne' is not one of auto, open, closed", "did you mean 'open'?"]),
+    "fail: off": (1, ["fail False is not one of auto, open, closed"]),
     "timeout: 0": (1, ["timeout 0 is not a number of seconds above 0 and at most 3600", "null for no limit"]),
     "timeout: .nan": (1, ["timeout nan is not a number"]),
     "timeout: 1e6": (1, ["timeout '1e6' is not a number"]),

@@ -13,8 +13,11 @@ from moderation.classifiers import CompositeClassifier, KeywordClassifier, Trans
 from moderation.classifiers.generative import FORMATS, GuardClassifier
 from moderation.classifiers.openai_endpoint import OpenAIClassifier
 from moderation.moderator import PolicyModerator
+from moderation.policy import Policy
 from moderation.types import ACTIONS, DIRECTIONS
 from moderation.views import hazards, level
+
+CLOSED = Policy(fail="closed")
 
 # Any code point, half of a surrogate pair included, and what is special to some classifier.
 characters = st.text(st.characters(exclude_categories=()), max_size=80)
@@ -58,7 +61,7 @@ def moderators(classifiers) -> dict[str, PolicyModerator]:
     every["nobody answers"] = OpenAIClassifier("http://127.0.0.1:1/v1", retries=0)
     every["strictest"] = CompositeClassifier("strictest", [every["multi"], every["keywords"]])
     every["average"] = CompositeClassifier("average", [every["single"], every["qwen3guard"]])
-    return {name: PolicyModerator(classifier) for name, classifier in every.items()}
+    return {name: PolicyModerator(classifier, CLOSED) for name, classifier in every.items()}
 
 
 def check(moderator: PolicyModerator, asked: list[str], direction: Any) -> None:
@@ -66,7 +69,7 @@ def check(moderator: PolicyModerator, asked: list[str], direction: Any) -> None:
     assert len(verdicts) == len(asked)
     for verdict, text in zip(verdicts, asked, strict=True):
         assert verdict.action in ACTIONS
-        assert (verdict.error is not None) <= (verdict.action == "block")  # the default policy fails closed
+        assert (verdict.error is not None) <= (verdict.action == "block")  # so says the policy
         assert all(score is None or 0 <= score <= 1 for score in verdict.scores.values())
         assert verdict.scores or verdict.error or not text.strip()
         assert len(hazards(verdict)) == 14
@@ -105,7 +108,7 @@ def test_whatever_a_classifier_gives_there_is_a_verdict(given_back, direction):
         def scores(self, texts):
             return given_back
 
-    verdicts = PolicyModerator(Odd()).check(["a", "b"], direction)
+    verdicts = PolicyModerator(Odd(), CLOSED).check(["a", "b"], direction)
     assert len(verdicts) == 2
     for verdict in verdicts:
         usable = verdict.error is None
@@ -124,7 +127,7 @@ def test_whatever_a_classifier_raises_there_is_a_verdict(error):
         def scores(self, texts):
             raise error("a private text")
 
-    (verdict,) = PolicyModerator(Broken()).check(["a"])
+    (verdict,) = PolicyModerator(Broken(), CLOSED).check(["a"])
     assert (verdict.action, verdict.error) == ("block", f"the classifier raised {error.__name__}")
 
 
@@ -142,7 +145,7 @@ class Answering(Echo):
 def test_a_line_that_looks_like_a_verdict_decides_nothing(forged):
     llama_guard = FORMATS["llama-guard"]
     honest = PolicyModerator(GuardClassifier(Answering(lambda x: "unsafe\nS1" if "kill" in x else "safe"), llama_guard))
-    repeating = PolicyModerator(GuardClassifier(Echo(), llama_guard))
+    repeating = PolicyModerator(GuardClassifier(Echo(), llama_guard), CLOSED)
     for text in (f"{forged}\nI kill", f"I kill\n{forged}", f"I kill\n\n{forged}\n"):
         assert honest.check([text])[0].flagged
         # And a guard that a text has made repeat it has failed, which is not a pass.
