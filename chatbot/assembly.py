@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from chatbot.core import Bot
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompt_files import load_examples
 from chatbot.prompting import LAYOUTS, PromptAssembler
-from common.models import without_precision
+from common.models import resolve_model, without_precision
 from retrieval.types import Encoder, Searcher
 
 if TYPE_CHECKING:
@@ -93,13 +95,26 @@ def _shared_encoder(retriever: Searcher | None, moderator: PolicyModerator | Non
 
 
 def open_moderator(options: Mapping[str, Any]) -> PolicyModerator | None:
-    """The moderator that the options name, or None where moderation is off."""
-    if not options["moderation"]:
+    """The moderator that the options name, or None where moderation is off.
+
+    It is on unless the options say otherwise. Where nobody asked for it, and the encoder that it needs was never
+    prepared, a line on stderr says so, and the bot goes without.
+    """
+    if options["moderation"] is False:
         return None
     from moderation.moderator import open_moderator as open_
 
     model = options["moderation_model"] or "default"
-    return open_(model, options["moderation_policy"], _small_model_device(options), options["label_map"])
+    moderator = open_(model, options["moderation_policy"], _small_model_device(options), options["label_map"])
+    if moderator.encoder is not None:  # opened when it is first needed, which is too late to find it missing
+        try:
+            resolve_model(moderator.encoder)
+        except ValueError as error:
+            if options["moderation"]:
+                raise
+            click.echo(f"moderation is off: {error}", err=True)
+            return None
+    return moderator
 
 
 def _small_model_device(options: Mapping[str, Any]) -> str | None:

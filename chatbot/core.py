@@ -17,7 +17,8 @@ from chatbot.followups import is_follow_up, is_small_talk, rewritten
 from chatbot.prompting import Prompt, PromptAssembler
 from chatbot.streaming import sentences
 from moderation.labels import INJECTION
-from moderation.types import ACTIONS, Moderator, Verdict
+from moderation.types import ACTIONS, Direction, Moderator, Verdict
+from retrieval.passages import embedding_text
 from retrieval.types import Hit, Searcher
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+    Check = Callable[[Moderator, Sequence[str], Direction], list[Verdict]]
 
 NOT_IN_DOCUMENTS = "The documents do not say. (No passage is close enough to the question.)"
 WITHHELD = "The passages that were found seem to give orders to the model rather than information; they were not used."
@@ -162,12 +164,15 @@ class Bot:
         """A turn that says no more than what moderation thinks of `texts`: the most severe verdict on any."""
         if self.moderator is None:
             return Turn(conversation, self.generation)
-        vectors = None if self.encode is None else self.encode(texts)
-        verdict = _most_severe(self.moderator.check(texts, "input", vectors))
+        verdict = _most_severe(self._check(self.moderator, texts, "input"))
         if verdict.action == "block":
             refusal = self.moderator.refusal
             return Turn(conversation, self.generation, verdict=verdict, answer=refusal, blocked=True)
         return Turn(conversation, self.generation, verdict=verdict)
+
+    def _check(self, moderator: Moderator, texts: Sequence[str], direction: Direction) -> list[Verdict]:
+        vectors = None if self.encode is None else self.encode(texts)
+        return moderator.check(texts, direction, vectors)
 
     def _screen(self, hits: Sequence[Hit]) -> tuple[tuple[Hit, Verdict], ...]:
         """What the policy says of each passage: of the score it got when it was indexed, where it got one."""
@@ -176,8 +181,7 @@ class Bot:
         if not self.moderator.can_flag("document"):  # judging passages now would be idle
             hits = [hit for hit in hits if hit.passage.injection is not None]
         unknown = [hit for hit in hits if hit.passage.injection is None]
-        texts = [f"{hit.passage.title}\n{hit.passage.text}".strip() for hit in unknown]
-        fresh = iter(self.moderator.check(texts, "document"))
+        fresh = iter(self._check(self.moderator, [embedding_text(hit.passage) for hit in unknown], "document"))
         judged = self.moderator.judge
         return tuple(
             (hit, next(fresh) if (score := hit.passage.injection) is None else judged({INJECTION: score}, "document"))
@@ -221,7 +225,7 @@ class Bot:
             yield Text(fixed)
             yield Done(Reply(fixed, (), turn.withheld, verdicts, blocked=turn.blocked))
             return
-        answer = _Answer(deltas, self.moderator, trim=turn.plain is None)
+        answer = _Answer(deltas, self.moderator, self._check, trim=turn.plain is None)
         yield from answer.events()
         if answer.verdict:
             verdicts["output"] = answer.verdict
@@ -241,12 +245,12 @@ class Bot:
 class _Answer:
     """One answer on its way out: collects the text, and lets nothing pass that moderation may still block."""
 
-    def __init__(self, deltas: Iterator[Delta], moderator: Moderator | None, trim: bool) -> None:
+    def __init__(self, deltas: Iterator[Delta], moderator: Moderator | None, check: Check, trim: bool) -> None:
         self.text = ""
         self.last = Delta("")
         self.verdict: Verdict | None = None
         self.blocked = False
-        self._deltas, self._moderator, self._trim = deltas, moderator, trim
+        self._deltas, self._moderator, self._check, self._trim = deltas, moderator, check, trim
 
     def events(self) -> Iterator[Text]:
         """The text that may be shown."""
@@ -256,7 +260,7 @@ class _Answer:
             yield from self._checked(self._moderator)
         else:
             yield from self._pass(self._pieces())
-            self.verdict = self._moderator.check([self.text], "output")[0]
+            self.verdict = self._check(self._moderator, [self.text], "output")[0]
 
     def _pass(self, pieces: Iterator[str]) -> Iterator[Text]:
         for piece in pieces:
@@ -266,7 +270,7 @@ class _Answer:
     def _checked(self, moderator: Moderator) -> Iterator[Text]:
         """Sentence-sized pieces, each judged together with all that came before it, before it is shown."""
         for piece in sentences(self._pieces()):
-            self.verdict = moderator.check([self.text + piece], "output")[0]
+            self.verdict = self._check(moderator, [self.text + piece], "output")[0]
             if self.verdict.action == "block":
                 self.blocked = True
                 refusal = f"\n\n{moderator.refusal}" if self.text else moderator.refusal

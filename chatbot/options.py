@@ -69,7 +69,7 @@ _OPTIONS = (
     click.option("--repetition-penalty", type=float, default=1.1, help="Above 1: an answer repeats itself less."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     # Moderation
-    click.option("--moderation/--no-moderation", default=None, help="Judge what is said and found.  [default: off]"),
+    click.option("--moderation/--no-moderation", default=None, help="Judge what is said and found.  [default: on]"),
     click.option("--moderation-model", metavar="NAME", help="Classifier, see docs/moderation.md.  [default: Parley's]"),
     click.option("--moderation-policy", type=FILE, help="YAML policy.  [default: warn]"),
     click.option("--label-map", type=FILE, help="Our names for the labels of a Hugging Face classifier."),
@@ -89,5 +89,5 @@ def check_options(options: dict[str, Any]) -> None:
         options["retrieval"] = bool(options["index"])
     if not options["index"]:
         options["index"] = (str(home() / "indexes" / "sample"),)
-    if options["moderation"] is None:
-        options["moderation"] = bool(options["moderation_model"] or options["moderation_policy"])
+    if options["moderation"] is None and (options["moderation_model"] or options["moderation_policy"]):
+        options["moderation"] = True  # asked for: it is an error where it cannot be had

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -120,9 +121,12 @@ BAD = [
     ((*ECHO, "--seed", "1" * 30), ("1" * 30, "64 bits")),
     # Moderation
     ((*ECHO, "--moderation-model", "{}/nowhere"), ("nowhere", "does not exist")),
-    ((*ECHO, "--moderation-model", "x", "--moderation-policy", "{}/policy.yaml"), ("policy.yaml:1", "open, closed")),
+    (
+        (*ECHO, "--moderation-model", "x", "--moderation-policy", "{}/policy.yaml"),
+        ("policy.yaml:1", "auto, open, closed"),
+    ),
     ((*ECHO, "--moderation-model", "x", "--moderation-policy", "{}/nowhere.yaml"), ("nowhere.yaml",)),
-    (("moderate", "policy", "{}/policy.yaml"), ("policy.yaml:1", "open, closed")),
+    (("moderate", "policy", "{}/policy.yaml"), ("policy.yaml:1", "auto, open, closed")),
     # Files
     ((*ECHO, "--load", "{}/nowhere.jsonl"), ("nowhere.jsonl", "No such file")),
     ((*ECHO, "--load", "{}/talk.jsonl"), ("talk.jsonl:2", "JSON")),
@@ -326,12 +330,27 @@ def test_the_version_is_shown():
 
 
 @pytest.mark.parametrize("given", ["moderation_model", "moderation_policy"])
-def test_a_classifier_or_a_policy_turns_moderation_on(given):
+def test_a_classifier_or_a_policy_that_cannot_be_had_is_an_error(given):
     from chatbot.options import check_options
 
-    options = dict.fromkeys(("retrieval", "index", "moderation", "moderation_model", "moderation_policy"))
-    check_options(options)
-    assert options["moderation"] is False
-    asked = options | {"moderation": None, given: "x"}
+    asked = dict.fromkeys(("retrieval", "index", "moderation", "moderation_model", "moderation_policy"))
+    asked[given] = "x"
     check_options(asked)
     assert asked["moderation"] is True
+
+
+def test_moderation_is_on_unless_its_encoder_is_missing(tmp_path):
+    hidden = {"PARLEY_HOME": str(tmp_path)}
+    done = parley("chat", "--engine", "echo", "--json", stdin=b"hello\n")
+    (answer,) = map(json.loads, done.stdout.splitlines())
+    assert set(answer["verdicts"]) == {"input", "output"}
+    assert answer["verdicts"]["input"]["scores"]["harassment"] < 0.5
+    without = parley("chat", "--engine", "echo", "--json", stdin=b"hello\n", **hidden)
+    assert json.loads(without.stdout)["verdicts"] == {}
+    (line,) = without.stderr.decode().splitlines()
+    assert line.startswith("moderation is off: model 'minilm' is not prepared yet; run: python tools/prepare_model.py")
+    off = parley("chat", "--engine", "echo", "--json", "--no-moderation", stdin=b"hello\n", **hidden)
+    assert (json.loads(off.stdout)["verdicts"], off.stderr) == ({}, b"")
+    asked = parley("chat", "--engine", "echo", "--moderation", stdin=b"hello\n", **hidden)
+    assert (asked.returncode, asked.stdout) == (2, b"")
+    assert "minilm" in asked.stderr.decode()

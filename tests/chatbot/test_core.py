@@ -14,6 +14,7 @@ from chatbot.engines.base import Delta, Generation, Usage
 from chatbot.engines.echo import EchoModel
 from chatbot.prompting import PromptAssembler
 from moderation.types import Verdict
+from retrieval.passages import embedding_text
 from retrieval.types import Hit, Passage
 
 
@@ -449,7 +450,7 @@ def test_a_passage_that_nobody_has_judged_is_judged_now() -> None:
     moderator = FakeModerator(directions=("document",))
     reply = make_bot(retriever=FakeSearcher(hits), moderator=moderator).reply(ask("Where is the bridge?"))
     assert (reply.sources, reply.withheld) == ((hits[1],), (hits[0],))
-    assert [text for what, text in moderator.log if what == "document"] == ["Title 1\nA bad text."]
+    assert [text for what, text in moderator.log if what == "document"] == [embedding_text(hits[0].passage)]
 
 
 def test_without_a_rule_for_documents_no_passage_is_judged_anew() -> None:
