@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from chatbot.conversation import Conversation, load_conversations, save_conversations, verdict_records
+from chatbot.conversation import Conversation, load_conversations, save_conversations
 from chatbot.core import Bot, Done, Event, Notice, Reply, Text, Turn
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompting import LAYOUTS
+from chatbot.records import feedback_record
 from common.files import append_json_line, read_json, write_json
 from retrieval.types import Hit, Searcher
 
 Rating = Literal["good", "bad", "edit"]
+# What a person sets for the answers; log-probabilities are asked for by programs, see chatbot/api.py.
+_GENERATION = tuple(field.name for field in fields(Generation) if field.name != "logprobs")
 
 
 @dataclass(frozen=True)
@@ -157,18 +159,8 @@ class Session:
             raise ValueError("no feedback file; start with --feedback FILE")
         if self.turn is None or self.reply is None or not self.reply.text:
             raise ValueError("there is no answer to rate yet")
-        record: dict[str, Any] = {
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "rating": rating,
-            "reason": reason,
-            "messages": self.turn.conversation.to_dicts(),
-            "passages": [asdict(hit.passage) | {"score": hit.score} for hit in self.reply.sources],
-            "verdicts": verdict_records(self.reply.verdicts.items()),
-            "answer": self.reply.text,
-            "edit": edit,
-            "prompt": self.seen,
-            **self._about,
-        }
+        said = self.turn.conversation
+        record = feedback_record(rating, reason, edit, said, self.reply, self.seen, self._about)
         append_json_line(self.files.feedback, record)
         return self.files.feedback
 
@@ -241,7 +233,7 @@ class Session:
     def hyperparameters(self) -> dict[str, Any]:
         """Every setting that `set_hyperparameters` knows, with its value."""
         own = {"k": self.bot.k, "floor": self.bot.floor, "layout": self.bot.assembler.layout}
-        return asdict(self.bot.generation) | own
+        return {name: getattr(self.bot.generation, name) for name in _GENERATION} | own
 
     def set_hyperparameters(self, assignments: Sequence[str]) -> None:
         """Each `name=value`. All are checked before any takes effect."""
@@ -250,7 +242,7 @@ class Session:
             name, equals, value = assignment.partition("=")
             if not equals:
                 raise ValueError(f"'{assignment}' is not name=value")
-            if name in {field.name for field in fields(Generation)}:
+            if name in _GENERATION:
                 generation = replace(generation, **{name: _parse(name, value)})
             elif name == "k":
                 bot = replace(bot, k=_number(name, value, int))
