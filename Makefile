@@ -66,6 +66,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 	$(BIN)/python -m tools.bench.generation
 	$(BIN)/python -m tools.bench.startup
+	$(BIN)/python -m tools.bench.overhead
 
 # DATA=folder of BEIR data sets: nq, cranfield, npl, wikibig
 bench-retrieval: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
@@ -86,6 +87,7 @@ torture: $(VENV)/.dev
 	$(BIN)/python -m tools.torture.kills --kills 200
 	$(BIN)/python -m tools.torture.mutations --files 2000
 	$(BIN)/python -m tools.torture.documents --files 300
+	$(BIN)/python -m tools.torture.texts --texts 50000
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
