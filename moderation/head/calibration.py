@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,8 +58,10 @@ def joint_thresholds(
     labels: Sequence[str],
     benign: Mapping[str, NDArray[np.int64]],
     rate: float,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Label -> threshold, such that at most a share `rate` of each benign source reaches any of them.
+    """Label -> threshold, such that at most a share `rate` of each benign source (its own, where `rates` has one)
+    reaches any of them.
 
     All labels get the same share of false positives each, of all sources together with the same weight, and as large
     as that allows (found by halving). No threshold is below LEAST_THRESHOLD. ValueError for no source.
@@ -78,9 +81,9 @@ def joint_thresholds(
 
     def joint(thresholds_L: NDArray[np.float64]) -> float:
         flagged: NDArray[np.bool_] = np.any(probabilities_NL >= thresholds_L, axis=1)
-        return max(_within(flagged[rows], rate) for rows in benign.values())
+        return max(_within(flagged[rows], rates.get(source, rate)) for source, rows in benign.items())
 
-    low, high = 0.0, rate
+    low, high = 0.0, max([rate, *rates.values()])
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if joint(at(middle)) <= 0 else (low, middle)

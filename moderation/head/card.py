@@ -9,7 +9,8 @@ from moderation.head.model import Head
 _SEEN = [
     "Read these with care: some sentences of `templates.yaml` were written, and settings chosen, after looking at",
     "held-back rows of alpaca_seed, nq_q, clinc, banking77, malicious_instruct and tdc2023 that earlier heads got",
-    "wrong. On those sources the figures are too good to expect on other texts.",
+    "wrong. On those sources the figures are too good to expect on other texts. The texts of hh_harmless_q were",
+    "labelled by one reader, who left out those on which one may well disagree; other readers would differ.",
     "",
 ]
 
@@ -40,7 +41,7 @@ def card(head: Head) -> str:
         "  figures here, and its probabilities are less well calibrated there. Measure it on your own texts:",
         "  `python -m moderation evaluate FILE`.",
         "- **Arguments.** Harmless posts of forums and talk pages are flagged far more often than questions and",
-        "  instructions: the thresholds were set on the latter.",
+        "  instructions, above all those of a forum that it learned nothing from.",
         "- **Identity terms.** Sentences that only name a religion, an origin, a gender or an orientation are flagged",
         "  more often than others. Do not act on a flag alone.",
         "- **Quoted speech.** It does not tell a slur from a report of one, nor fiction, satire or counter-speech from",
@@ -50,7 +51,8 @@ def card(head: Head) -> str:
         "- **Intent.** It sees one text at a time, in English, without the conversation around it. A harmful request",
         "  in harmless words passes.",
         "- **Hidden instructions.** `prompt_injection` knows common jailbreaks and calls to ignore instructions. A",
-        "  plain task that stands in a document where it does not belong looks harmless to it.",
+        "  plain task that stands in a document where it does not belong looks harmless to it, and documents about",
+        "  language models, chat templates and servers are often flagged.",
         "",
     ]
     return "\n".join(lines)

@@ -49,11 +49,6 @@ class HeadClassifier:
         return self.head.thresholds
 
     @property
-    def blocks(self) -> tuple[str, ...]:
-        """The labels that met the gate for blocking by default; the others should only warn."""
-        return self.head.blocks
-
-    @property
     def encoder(self) -> str:
         """The name of the sentence encoder whose vectors it reads."""
         return self.head.encoder

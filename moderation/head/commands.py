@@ -15,7 +15,7 @@ from common.cli import OneLineCommand
 from common.files import check_can_write, read_json
 from common.plugins import plugin
 from moderation.classifiers import open_classifier
-from moderation.head.data import Row, Rows, read_rows
+from moderation.head.data import Row, Rows, read_harmless, read_rows
 from moderation.head.metrics import evaluate
 from moderation.head.report import table
 from moderation.types import Classifier
@@ -29,6 +29,7 @@ Opener = Callable[[str, str | None], Classifier]
 
 @click.command(cls=OneLineCommand)
 @click.argument("rows", nargs=-1, required=True, type=FILES)
+@click.option("--harmless", multiple=True, type=FILES, help="JSON Lines of harmless texts, such as your documents.")
 @click.option("--out", required=True, type=FOLDER, help="Directory to write: what --moderation-model takes.")
 @click.option("--folds", type=click.IntRange(min=0), default=0, help="Also measure by so many folds (slow).")
 @click.option("--recipe", "recipe_path", type=FILES, help="JSON: features, rate, sources, fit; or a head.json.")
@@ -38,6 +39,7 @@ Opener = Callable[[str, str | None], Classifier]
 @click.option("--device", help="Torch device of the encoder, such as cpu or cuda:1.")
 def train_command(
     rows: tuple[Path, ...],
+    harmless: tuple[Path, ...],
     out: Path,
     folds: int,
     recipe_path: Path | None,
@@ -60,10 +62,11 @@ def train_command(
     if templates is not None:
         recipe = replace(recipe, templates=templates)
     check_can_write(out / "head.json")
-    given = read_rows(rows)
+    given, texts = read_rows(rows), read_harmless(harmless)
     _say(given)
+    _say(texts)
     encode = plugin("parley.encoder")(recipe.encoder, device).encode
-    job = Job(given.rows, recipe, encode, folds, cache, list(rows))
+    job = Job([*given.rows, *texts.rows], recipe, encode, folds, cache, [*rows, *harmless])
     result = run(job, out, _progress())
     click.echo(result)
 

@@ -19,6 +19,7 @@ from moderation.head.model import Array
 
 LEAST_ROWS = 4  # a feature of fewer rows is not kept
 BATCH = 256
+PROBE = "What does this encoder make of a text?"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Corpus:
             self.truth[chosen],
             self.sources[chosen],
         )
+
+    def grams_of(self) -> list[NDArray[np.uint32]]:
+        """The features of each text."""
+        return np.split(self.grams, self.starts[1:-1])
 
     @property
     def texts(self) -> list[str]:
@@ -79,24 +84,26 @@ def _starts(counts: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _vectors(texts: list[str], encode: Encode, progress: Callable[[str], None], cache: Path | None) -> Array:
-    # The first text's vector is part of the key: another encoder, or another precision of it, gives another.
-    key = hashlib.sha256(encode(texts[:1]).tobytes())
-    for text in texts:
-        key.update(text.encode("utf-8") + b"\0")
-    kept = cache / f"{key.hexdigest()[:32]}.npy" if cache else None
+    # A probe's vector names the file: another encoder, or another precision of it, gives another.
+    name = hashlib.sha256(np.ascontiguousarray(encode([PROBE])).tobytes()).hexdigest()[:32]
+    kept = cache / f"{name}.npz" if cache else None
+    sums = [hashlib.sha256(text.encode("utf-8")).hexdigest()[:24] for text in texts]
+    known: dict[str, Array] = {}
     if kept and kept.is_file():
-        stored: Array = np.load(kept, allow_pickle=False)
-        return stored
-    parts = []
-    for start in range(0, len(texts), BATCH):
-        parts.append(encode(texts[start : start + BATCH]))
+        with np.load(kept, allow_pickle=False) as stored:
+            known = dict(zip(stored["sums"].tolist(), stored["vectors"], strict=True))
+    missing = {digest: text for digest, text in zip(sums, texts, strict=True) if digest not in known}
+    order = sorted(missing, key=lambda digest: len(missing[digest]))  # texts of one length together: little padding
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        vectors = np.asarray(encode([missing[digest] for digest in chosen]), dtype=np.float32)
+        known.update(zip(chosen, vectors, strict=True))
         if start // BATCH % 20 == 19:
-            progress(f"{start + BATCH} of {len(texts)} texts encoded")
-    vectors: Array = np.concatenate(parts).astype(np.float32)
-    if kept:
+            progress(f"{start + BATCH} of {len(order)} texts encoded")
+    if kept and missing:
         with atomic_write(kept, "wb") as file:
-            np.save(file, vectors, allow_pickle=False)
-    return vectors
+            np.savez(file, sums=np.array(list(known)), vectors=np.stack(list(known.values())))
+    return np.stack([known[digest] for digest in sums])
 
 
 def row_weights(sources: Sequence[str], extra: Mapping[str, float]) -> NDArray[np.float64]:

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-# OpenAI's names, ours for injection, and the overall one; other labels are allowed.
-LABELS = (
-    *("harassment", "hate", "illicit", "self-harm", "sexual", "sexual/minors", "violence"),
-    *("prompt_injection", "unsafe"),
-)
+from moderation.head.annotations import annotation
+from moderation.labels import INJECTION
+from moderation.labels import LABELS as ALL_LABELS
+
+# What the data sets tell apart of moderation.labels; other labels are allowed.
+LABELS = tuple(label for label in ALL_LABELS if "/" not in label or label == "sexual/minors")
 OTHER_NAMES = {"self_harm": "self-harm", "sexual_minors": "sexual/minors", "injection": "prompt_injection"}
 COLUMNS = ("text", "labels", "split", "source", "group")
 SPLITS = ("train", "calib", "test", "unlabelled")
@@ -73,6 +74,26 @@ def read_rows(paths: Iterable[str | Path]) -> Rows:
         if len(result.rows) == before and set(result.skipped) != {"unlabelled"}:
             notes = "; ".join(result.notes()) or "it is empty"
             raise ValueError(f"{path}: no row with a text and labels ({notes}); see docs/moderation-training.md")
+    return result
+
+
+def read_harmless(paths: Iterable[str | Path]) -> Rows:
+    """Rows of texts that are all harmless, such as passages of documents: JSON Lines with `text`, labels not needed.
+
+    Every label of LABELS is 0; the source is `harmless_` and the file's name. ValueError as `read_rows`.
+    """
+    result = Rows()
+    for path in map(Path, paths):
+        before = len(result.rows)
+        for place, raw in _raw_rows(path):
+            text = raw.get("text") if isinstance(raw, dict) else None
+            if isinstance(text, str) and text.strip():
+                source = f"harmless_{path.name.split('.')[0]}"
+                result.rows.append(Row(text, dict.fromkeys(LABELS, 0), source=source))
+            else:
+                result.skip("no text", place)
+        if len(result.rows) == before:
+            raise ValueError(f"{path}: no row with a text; see docs/moderation-training.md")
     return result
 
 
@@ -147,6 +168,13 @@ def _csv_row(raw: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _annotated(found: Sequence[str]) -> dict[str, int]:
+    """Nothing found: all labels are 0. Else what was found is 1, the text is unsafe, and the rest is unknown."""
+    if not found:
+        return dict.fromkeys(LABELS, 0)
+    return dict.fromkeys(found, 1) | {"unsafe": 1, INJECTION: 0}
+
+
 def _row(raw: Any, source: str) -> Row | str:
     """The row, or why it is none."""
     if not isinstance(raw, dict) or None in raw:
@@ -164,9 +192,11 @@ def _row(raw: Any, source: str) -> Row | str:
         if str(value).lower() not in ("0", "1", "true", "false", "0.0", "1.0"):
             return "a label is neither 0 nor 1"
         labels[OTHER_NAMES.get(name, name)] = int(str(value).lower() in ("1", "true", "1.0"))
-    if not labels and raw.get("split") != "unlabelled":
-        return "no label is known"
     split = str(raw.get("split") or "")
+    if not labels and split == "unlabelled" and (known := annotation(text)):
+        split, labels = known[0], _annotated(known[1])
+    if not labels and split != "unlabelled":
+        return "no label is known"
     if split not in ("", *SPLITS):
         return f"split is none of {', '.join(SPLITS)}"
     if not labels:

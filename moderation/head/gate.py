@@ -21,7 +21,7 @@ def measure(head: Head, corpus: Corpus) -> dict[str, Any]:
     """`labels`: label -> figures; `false_positives`: benign source -> share flagged by any label; `by_label`: label ->
     benign source -> share flagged by it alone; `recall`: source -> share of its unsafe rows flagged by any label;
     `passes`: the labels that meet the gate."""
-    probabilities_NL = head.probabilities(corpus.texts, corpus.vectors)
+    probabilities_NL = scores_of(head, corpus)
     columns = [head.labels.index(label) for label in head.judged]
     thresholds = np.array([head.thresholds[label] for label in head.judged])
     over_NL = probabilities_NL[:, columns] >= thresholds
@@ -46,7 +46,7 @@ def measure(head: Head, corpus: Corpus) -> dict[str, Any]:
 
 def scores_of(head: Head, corpus: Corpus) -> Array:
     """(N, L) probabilities of the corpus's rows."""
-    return head.probabilities(corpus.texts, corpus.vectors)
+    return head.probabilities(corpus.texts, corpus.vectors, corpus.grams_of())
 
 
 def _recall(corpus: Corpus, flagged: NDArray[np.bool_]) -> dict[str, float]:

@@ -59,8 +59,11 @@ class Head:
     blocks: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def logits(self, texts: Sequence[str], vectors_ND: Array) -> NDArray[np.float32]:
-        """(N, L), of texts of one window each. ValueError where the vectors do not fit."""
+    def logits(
+        self, texts: Sequence[str], vectors_ND: Array, grams: Sequence[NDArray[np.uint32]] | None = None
+    ) -> NDArray[np.float32]:
+        """(N, L), of texts of one window each; `grams` are their `hashes` where they are known. ValueError where the
+        vectors do not fit."""
         vectors_ND = np.asarray(vectors_ND, dtype=np.float32)
         if vectors_ND.shape != (len(texts), self.dim):
             raise ValueError(
@@ -71,7 +74,7 @@ class Head:
         bag_NB = np.zeros((len(texts), len(w["bag_scale"])), dtype=np.float32)
         lexical_NL = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
         for i, text in enumerate(texts):
-            found, total = self.known(text)
+            found, total = self.known(hashes(text) if grams is None else grams[i])
             scale = np.float32(1 / np.sqrt(max(total, 1)))
             bag_NB[i] = w["bag"][found].sum(0, dtype=np.int32) * scale
             lexical_NL[i] = w["lexical"][found].sum(0, dtype=np.int32) * scale
@@ -80,14 +83,20 @@ class Head:
         logits_NL: NDArray[np.float32] = hidden_NH @ w["w2"].T + w["b2"] + lexical_NL * w["lexical_scale"]
         return logits_NL
 
-    def probabilities(self, texts: Sequence[str], vectors_ND: Array) -> NDArray[np.float64]:
-        """(N, L) calibrated probabilities, NaN where the weights are."""
-        logits_NL = self.logits(texts, vectors_ND).astype(np.float64)
-        return 1 / (1 + np.exp(-np.clip(logits_NL * self.weights["slope"] + self.weights["offset"], -30, 30)))
+    def probabilities(
+        self, texts: Sequence[str], vectors_ND: Array, grams: Sequence[NDArray[np.uint32]] | None = None
+    ) -> NDArray[np.float64]:
+        """(N, L) calibrated probabilities, NaN where the weights are; arguments as for `logits`."""
+        return self.calibrated(self.logits(texts, vectors_ND, grams))
 
-    def known(self, text: str) -> tuple[NDArray[np.intp], int]:
-        """The rows of the text's known features, and how many features it has in all."""
-        grams, keys = hashes(text), self.weights["keys"]
+    def calibrated(self, logits_NL: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(N, L) probabilities of such logits."""
+        lines_NL = logits_NL.astype(np.float64) * self.weights["slope"] + self.weights["offset"]
+        return 1 / (1 + np.exp(-np.clip(lines_NL, -30, 30)))
+
+    def known(self, grams: NDArray[np.uint32]) -> tuple[NDArray[np.intp], int]:
+        """The rows of a text's known features, and how many features it has in all."""
+        keys = self.weights["keys"]
         place = np.minimum(np.searchsorted(keys, grams), len(keys) - 1)
         return place[keys[place] == grams], len(grams)
 

@@ -80,8 +80,25 @@ def fit(
     """Train on rows drawn by their weight; unknown labels (NaN) have no part in the loss.
 
     Returns float32 weights by the names of model.TENSORS, scales and calibration left out. The same inputs give the
-    same weights on the same machine with the same number of threads.
+    same weights on the same machine: it computes in one thread, whatever torch is set to.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in several threads differ in their last bits, and small steps gain nothing
+    try:
+        return _fit(settings, vectors_ND, known, num_known, truth_NL, weights_N, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(
+    settings: Fit,
+    vectors_ND: Array,
+    known: Known,
+    num_known: int,
+    truth_NL: Array,
+    weights_N: Array,
+    progress: Callable[[str], None],
+) -> dict[str, Array]:
     draw = np.random.default_rng(settings.seed)
     chance = weights_N / weights_N.sum()
     steps = max(1, settings.epochs * len(vectors_ND) // settings.batch)

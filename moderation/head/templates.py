@@ -17,7 +17,8 @@ SOURCE, BENIGN_SOURCE = "templates", "templates_harmless"
 # Verbs of one syllable that double their last letter, and those that no rule gets right.
 DOUBLED = (
     "abet beg bet cram cut dig drop fit get hit hug jam knit nap pin plan put rig rob run scam scrap set shop sit skim "
-    "skip slap spin stab stop strip swat swim trap trim win"
+    "skip slap spin stab stop strip swat swim trap trim win "
+    "chop drag dub fan flip gag grab hop jog log mop mug nod rip sic skin slit snap spit tag tap throb wrap zip"
 )
 IRREGULAR = {"lie": "lying", "die": "dying", "tie": "tying", "dye": "dyeing", "3D": "3D", "DJ": "DJing"}
 IRREGULAR |= {"traffic": "trafficking", "dox": "doxxing", "kidnap": "kidnapping", "smuggle": "smuggling"}
@@ -42,7 +43,7 @@ def _rows_of(group: Mapping[str, Any], frames: Mapping[str, list[str]], seed: in
     labels["unsafe"] = int(bool(harmful) or group.get("unsafe", False))
     for label in group.get("unknown", []):
         del labels[label]
-    ask = group["frames"] == "ask"
+    ask = group["frames"] in ("ask", "red")
     source = BENIGN_SOURCE if group.get("ordinary") else SOURCE
     for i, filler in enumerate(str(group["fillers"]).split(" | ")):
         split = {3: "test", 5: "calib"}.get(i % 7, "train") if len(frames[group["frames"]]) > 1 else "train"

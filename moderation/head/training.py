@@ -17,9 +17,11 @@ from moderation.head.classifier import Encode
 from moderation.head.corpus import Corpus, choose_keys, make_corpus, part_of, row_weights
 from moderation.head.data import Row
 from moderation.head.model import TENSORS, Array, Head
-from moderation.head.templates import template_rows
+from moderation.head.templates import BENIGN_SOURCE, SOURCE, template_rows
 
 CALIBRATION_PARTS = 12  # one part in so many of the training rows is kept for calibration
+UNSEEN = "unseen: "  # before the name of a source in calibration
+UNSEEN_ROWS = 600  # of a source that a head did not learn from, for calibration
 LEAST_POSITIVES = 20  # of a label with fewer rows to learn from nothing is said
 
 Progress = Callable[[str], None]
@@ -31,13 +33,20 @@ class Recipe:
 
     `sources` maps a source, or `source:label` for the source's rows that know this label only, to a factor of its
     weight (1 for those not named, 0 leaves out); `features` is how many word features are kept; `rate` the joint
-    false-positive rate of the thresholds; the rest is for `moderation.head.network.Fit`.
+    false-positive rate of the thresholds; `fit` is for `moderation.head.network.Fit`.
+
+    Where `unseen` is not 0, the sources are divided into so many groups, and a head learns without each of them.
+    What it makes of that group has the share `unseen_weight` in the calibration, and no harmless source there may
+    have more than `unseen_rate` flagged: probabilities and thresholds then hold better on texts of other kinds.
     """
 
     encoder: str = "minilm"
     templates: bool = True
     features: int = 14_000
     rate: float = 0.01
+    unseen: int = 0
+    unseen_weight: float = 0.4
+    unseen_rate: float = 0.02
     sources: Mapping[str, float] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,7 +91,8 @@ def train(
     """
     corpus = make_corpus(collect(rows, recipe), encode, progress, cache)
     part = parts(corpus, recipe)
-    return train_on(corpus, part["train"], part["calib"], recipe, progress), corpus, part
+    given = (corpus, part["train"], part["calib"], recipe, progress)
+    return train_on(*given, unseen(*given) if recipe.unseen else None), corpus, part
 
 
 def train_on(
@@ -91,8 +101,67 @@ def train_on(
     calib_rows: NDArray[np.int64],
     recipe: Recipe,
     progress: Progress = lambda _: None,
+    without: Unseen | None = None,
 ) -> Head:
-    """A head from these rows of a corpus: learn, store in small integers, calibrate what is stored, set thresholds."""
+    """A head from these rows of a corpus: learn, store in small integers, calibrate what is stored, set thresholds.
+
+    `without` is what `unseen` gave for the same rows.
+    """
+    head = _learn(corpus, train_rows, recipe, progress)
+    return _calibrated(head, corpus, calib_rows, recipe, without)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Rows of a corpus, and (n, L) the logits that heads gave them which knew no row of their source."""
+
+    rows: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+def unseen(
+    corpus: Corpus,
+    train_rows: NDArray[np.int64],
+    calib_rows: NDArray[np.int64],
+    recipe: Recipe,
+    progress: Progress = lambda _: None,
+) -> Unseen:
+    """At most UNSEEN_ROWS of each source as heads see them that learned without it, in `recipe.unseen` groups.
+
+    The templates are learned from by all of these heads, and are not among the rows. ValueError for fewer sources.
+    """
+    given = np.concatenate([train_rows, calib_rows])
+    groups = source_groups(corpus, given, recipe.unseen)
+    found = []
+    for left_out in groups:
+        progress(f"without {', '.join(left_out)}")
+        head = _learn(corpus, train_rows[~np.isin(corpus.sources[train_rows], left_out)], recipe, progress)
+        for name in left_out:
+            rows = given[corpus.sources[given] == name]
+            rows = np.sort(np.random.default_rng(1).permutation(rows)[:UNSEEN_ROWS])
+            found.append(Unseen(rows, _logits(head, corpus.select(rows))))
+    return Unseen(np.concatenate([f.rows for f in found]), np.concatenate([f.logits for f in found]))
+
+
+def source_groups(corpus: Corpus, rows: NDArray[np.int64], number: int) -> list[list[str]]:
+    """The sources of these rows, without the templates, in so many groups, harmful and harmless ones in each.
+
+    ValueError where there are fewer sources.
+    """
+    harmful = np.any(corpus.truth == 1, axis=1)
+    names = sorted(set(corpus.sources[rows].tolist()) - {SOURCE, BENIGN_SOURCE})
+    if len(names) < number:
+        raise ValueError(f"{number} groups of sources ('unseen') but {len(names)} sources; set it to 0 in the recipe")
+    names.sort(key=lambda name: bool(harmful[corpus.sources == name].any()))
+    return [names[i::number] for i in range(number)]
+
+
+def _logits(head: Head, corpus: Corpus) -> NDArray[np.float32]:
+    return head.logits(corpus.texts, corpus.vectors, corpus.grams_of())
+
+
+def _learn(corpus: Corpus, train_rows: NDArray[np.int64], recipe: Recipe, progress: Progress) -> Head:
+    """A head whose logits are not calibrated, without thresholds."""
     from moderation.head.network import Fit, Known, fit
 
     try:
@@ -116,9 +185,7 @@ def train_on(
     progress(f"{len(learn.rows)} rows to learn from, {len(keys)} word features")
     known = _known(learn, keys, Known)
     raw = fit(settings, learn.vectors, known, len(keys), learn.truth, weights_N, progress)
-    stored = _stored(raw, keys)
-    head = Head(corpus.labels, judged, recipe.encoder, corpus.vectors.shape[1], stored, {})
-    return _calibrated(head, corpus.select(calib_rows), recipe)
+    return Head(corpus.labels, judged, recipe.encoder, corpus.vectors.shape[1], _stored(raw, keys), {})
 
 
 def _known(corpus: Corpus, keys: NDArray[np.uint32], known_type: Any) -> Any:
@@ -142,22 +209,36 @@ def _stored(raw: Mapping[str, Array], keys: NDArray[np.uint32]) -> dict[str, Arr
     return {name: result[name].astype(kind) for name, (kind, _) in TENSORS.items()}
 
 
-def _calibrated(head: Head, held_out: Corpus, recipe: Recipe) -> Head:
-    if not len(held_out.rows):
+def _calibrated(
+    head: Head, corpus: Corpus, calib_rows: NDArray[np.int64], recipe: Recipe, without: Unseen | None
+) -> Head:
+    """With slopes, offsets and thresholds from these rows, and from what heads made of sources they did not know."""
+    if not len(calib_rows):
         raise ValueError("no rows are left for calibration; give more rows")
-    logits_NL = head.logits(held_out.texts, held_out.vectors)
-    weights_N = row_weights(held_out.sources.tolist(), {})
+    rows, logits_NL = calib_rows, _logits(head, corpus.select(calib_rows))
+    sources = corpus.sources[calib_rows].tolist()
+    weights_N = row_weights(sources, {})
+    rates: dict[str, float] = {}
+    if without is not None:
+        rows, logits_NL = np.concatenate([rows, without.rows]), np.concatenate([logits_NL, without.logits])
+        others = [f"{UNSEEN}{name}" for name in corpus.sources[without.rows]]
+        theirs = row_weights(others, {})
+        share = recipe.unseen_weight
+        weights_N = np.concatenate([weights_N / weights_N.sum() * (1 - share), theirs / theirs.sum() * share])
+        weights_N *= len(weights_N)
+        sources, rates = sources + others, dict.fromkeys(others, recipe.unseen_rate)
+    truth_NL = corpus.truth[rows]
     lines = []
-    for label, truth_N, logit_N in zip(head.labels, held_out.truth.T, logits_NL.T, strict=True):
+    for label, truth_N, logit_N in zip(head.labels, truth_NL.T, logits_NL.T, strict=True):
         known = ~np.isnan(truth_N)
         usable = label in head.judged and known.any()
         lines.append(fit_line(truth_N[known], logit_N[known], weights_N[known]) if usable else (1.0, 0.0))
     slope, offset = np.array(lines, dtype=np.float32).T
     head = replace(head, weights={**head.weights, "slope": slope, "offset": offset})
-    probabilities_NL = head.probabilities(held_out.texts, held_out.vectors)
     columns = [head.labels.index(label) for label in head.judged]
-    benign = benign_sources(held_out.sources.tolist(), held_out.truth)
-    return replace(head, thresholds=joint_thresholds(probabilities_NL[:, columns], head.judged, benign, recipe.rate))
+    probabilities_NL = head.calibrated(logits_NL)[:, columns]
+    benign = benign_sources(sources, truth_NL)
+    return replace(head, thresholds=joint_thresholds(probabilities_NL, head.judged, benign, recipe.rate, rates))
 
 
 def fingerprints(corpus: Corpus, versions: Mapping[str, str], files: Mapping[str, str]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def test_a_trained_directory_is_loaded_and_right(trained):
     assert vile["unsafe"] > 0.8
     assert vile["rare"] is None  # one row is too few to learn from
     assert fine["unsafe"] < classifier.thresholds["unsafe"]
-    assert {"hate", "unsafe"} <= set(classifier.blocks)
+    assert {"hate", "unsafe"} <= set(classifier.head.blocks)
 
 
 def test_the_directory_records_what_it_was_made_of(trained):

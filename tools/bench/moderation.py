@@ -1,6 +1,6 @@
 """The embedded classifier on held-back rows and by folds, beside TF-IDF + logistic regression and alt-profanity-check.
 
-Run: python -m tools.bench.moderation [--data DIR] [--folds 5] [--cache DIR]
+Run: python -m tools.bench.moderation [--data DIR] [--harmless FILE] [--folds 5] [--cache DIR]
 
 Held-back rows are those with `split` test, and the calibration rows of hh_helpful, which no head learns from. The
 rivals: one logistic regression for each label on TF-IDF of words and pairs, trained on the rows that the head
@@ -15,6 +15,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,29 @@ from common.cli import OneLineCommand
 from moderation.head.classifier import HeadClassifier
 from moderation.head.commands import read_recipe
 from moderation.head.corpus import Corpus, make_corpus
-from moderation.head.data import read_rows
+from moderation.head.data import read_harmless, read_rows
 from moderation.head.export import Scorer, fold_figures
-from moderation.head.gate import measure
+from moderation.head.gate import measure, scores_of
 from moderation.head.metrics import auprc, ece, threshold_at
-from moderation.head.training import collect, parts
+from moderation.head.training import Recipe, collect, parts, source_groups, unseen
 from retrieval.encoders import open_encoder
 
 BENIGN = {"questions": ("nq_q", "clinc", "banking77"), "instructions": ("alpaca_seed", "hh_helpful")}
 HARMFUL = ("malicious_instruct", "tdc2023", "ailuminate")
 LAST_RESORT = "hh_helpful"  # has no test rows; its calibration rows were not learned from, but set thresholds
 RANDOM_TEXTS = 50_000
+GROUPS = 3
 
 
 @click.command(cls=OneLineCommand)
 @click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data/moderation"), show_default=True)
 @click.option("--model", type=click.Path(path_type=Path), help="A trained directory; the shipped one if left out.")
 @click.option("--folds", type=click.IntRange(min=0), default=5, show_default=True, help="0 leaves the folds out.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Keep sentence vectors here for the next run.")
-def cli(data: Path, model: Path | None, folds: int, cache: Path | None) -> None:
+@click.option("--harmless", type=click.Path(path_type=Path), default=Path("../shared/data/retrieval/nq/corpus.jsonl"),
+              show_default=True, help="Harmless passages; left out where there is no such file.")  # fmt: skip
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("models/.moderation-vectors"),
+              show_default=True, help="Sentence vectors are kept here for the next run.")  # fmt: skip
+def cli(data: Path, model: Path | None, folds: int, harmless: Path, cache: Path) -> None:
     """Print all figures of the embedded classifier, and of its rivals on the same rows."""
     files = sorted(data.glob("*.jsonl.gz"))
     if not files:
@@ -52,7 +57,8 @@ def cli(data: Path, model: Path | None, folds: int, cache: Path | None) -> None:
     classifier = HeadClassifier.open(model)
     recipe = read_recipe(model / "head.json" if model else _shipped_settings())
     encoder = open_encoder(classifier.encoder)
-    corpus = make_corpus(collect(read_rows(files).rows, recipe), encoder.encode, _note, cache)
+    rows = read_rows(files).rows + (read_harmless([harmless]).rows if harmless.is_file() else [])
+    corpus = make_corpus(collect(rows, recipe), encoder.encode, _note, cache)
     part = parts(corpus, recipe)
     kept = {LAST_RESORT: "calib"}
     held_back = np.array(
@@ -60,7 +66,7 @@ def cli(data: Path, model: Path | None, folds: int, cache: Path | None) -> None:
     )
     test = corpus.select(held_back)
     head = classifier.head
-    scorers: dict[str, Scorer] = {"head": lambda rows: head.probabilities(rows.texts, rows.vectors)}
+    scorers: dict[str, Scorer] = {"head": lambda rows: scores_of(head, rows)}
     scorers["tf-idf + lr"] = tfidf(corpus.select(part["train"]))
     if profanity := profanity_check(corpus.labels):
         scorers["alt-profanity"] = profanity
@@ -72,6 +78,8 @@ def cli(data: Path, model: Path | None, folds: int, cache: Path | None) -> None:
         print_folds("head", fold_figures(corpus, recipe, folds, _note))
         rival = fold_figures(corpus, recipe, folds, _note, lambda all_, learn, *_: tfidf(all_.select(learn)))
         print_folds("tf-idf + lr", rival)
+        click.echo(f"== {GROUPS} groups of sources, each left out in turn: AUPRC of what was left out")
+        print_left_out(corpus, part, recipe)
     print_latency(classifier, encoder, [row.text for row in test.rows])
     print_robustness(HeadClassifier(head, encoder.encode))
 
@@ -87,7 +95,9 @@ def tfidf(learn: Corpus) -> Scorer:
     for truth in learn.truth.T:
         known = np.flatnonzero(~np.isnan(truth))
         both = len(set(truth[known])) == 2
-        models.append(LogisticRegression(C=4.0, max_iter=300).fit(features[known], truth[known]) if both else None)
+        models.append(
+            LogisticRegression(C=4.0, solver="liblinear").fit(features[known], truth[known]) if both else None
+        )
 
     def score(rows: Corpus) -> NDArray[np.float64]:
         found = words.transform(rows.texts)
@@ -131,6 +141,20 @@ def print_figures(name: str, test: Corpus, scores: NDArray[np.float64]) -> None:
 def print_folds(name: str, by_label: dict[str, Any]) -> None:
     """One line: for each label its AUPRC and its ECE."""
     click.echo(name.ljust(12) + "".join(f"  {k} {_show(f['auprc'])}, {_show(f['ece'])}" for k, f in by_label.items()))
+
+
+def print_left_out(corpus: Corpus, part: dict[str, NDArray[np.int64]], recipe: Recipe) -> None:
+    """How heads, and the rival, judge rows of sources that they did not learn from: any label, then each label."""
+    found = unseen(corpus, part["train"], part["calib"], replace(recipe, unseen=GROUPS), _note)
+    rows = corpus.select(found.rows)
+    rival = np.full(rows.truth.shape, np.nan)
+    for left_out in source_groups(corpus, found.rows, GROUPS):
+        rest = part["train"][~np.isin(corpus.sources[part["train"]], left_out)]
+        theirs = np.isin(rows.sources, left_out)
+        rival[theirs] = tfidf(corpus.select(rest))(rows.select(np.flatnonzero(theirs)))
+    for name, scores in (("head", found.logits), ("tf-idf + lr", rival)):
+        values = {label: auprc(rows.truth[:, j], scores[:, j]) for j, label in enumerate(corpus.labels)}
+        click.echo(name.ljust(12) + "".join(f"  {label} {_show(value)}" for label, value in values.items()))
 
 
 def print_gate(measured: dict[str, Any]) -> None:
