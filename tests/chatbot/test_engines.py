@@ -279,7 +279,7 @@ def test_options_that_make_no_sense_are_refused(options: LoadOptions, complaint:
 
 
 def test_an_unknown_engine_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match="unknown engine 'steam'; choose one of: transformers, "):
+    with pytest.raises(ValueError, match="unknown engine 'steam'; choose one of: auto, transformers, "):
         open_engine("steam", "x")
 
 
