@@ -18,7 +18,7 @@ help:
 	@echo "make chat    talk to a model that answers from the sample library"
 	@echo "make serve   the same bot over HTTP on 127.0.0.1:8000"
 	@echo "make test    all tests      make check  lint and types      make bench  speed, beside its peers"
-	@echo "make torture kills, damaged indexes, hostile documents (half an hour)"
+	@echo "make torture kills, damaged indexes, hostile documents and requests (half an hour)"
 	@echo "make setup   install only   make format  tidy the code      make clean  remove what was made"
 
 # All that is only progress goes to stderr, so that the output of `make -s chat` is the answers alone.
@@ -35,7 +35,7 @@ $(VENV)/.server: $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/.server
 	@echo "Installing what the tests need ..." >&2
-	@$(INSTALL) --quiet --editable ".[server,dev]" >&2
+	@$(INSTALL) --quiet --editable ".[gguf,server,dev]" >&2
 	@touch $@
 
 $(CHAT_MODEL): | $(VENV)/.base
@@ -87,6 +87,7 @@ torture: $(VENV)/.dev
 	$(BIN)/python -m tools.torture.kills --kills 200
 	$(BIN)/python -m tools.torture.mutations --files 2000
 	$(BIN)/python -m tools.torture.documents --files 300
+	$(BIN)/python -m tools.torture.requests --num 100000
 	$(BIN)/python -m tools.torture.texts --texts 50000
 
 format: $(VENV)/.dev

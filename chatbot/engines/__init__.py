@@ -10,7 +10,10 @@ from chatbot.engines.base import ChatModel
 
 # name -> module:function that takes (model name, LoadOptions) and returns a ChatModel
 ENGINES = {
+    "auto": "chatbot.engines.auto:load",
     "transformers": "chatbot.engines.transformers_engine:load",
+    "llamacpp": "chatbot.engines.llamacpp_engine:load",
+    "openai": "chatbot.engines.openai_engine:load",
     "echo": "chatbot.engines.echo:load",
 }
 
@@ -23,6 +26,7 @@ class LoadOptions:
     auto, float32, float16, bfloat16. `template` names one of `chatbot.templates`. `adapters` are LoRA directories (or
     files, where the engine takes those), of which the first is in use. `draft_model` proposes tokens that the model
     accepts or not. `threads` and `gpu_layers` are llama.cpp's; `base_url` and `api_key` an endpoint's.
+    `context_length` lowers the model's, or says what an endpoint does not.
     """
 
     device: str | None = None
@@ -39,6 +43,7 @@ class LoadOptions:
     gpu_layers: int | None = None
     base_url: str | None = None
     api_key: str | None = None
+    context_length: int | None = None
 
 
 class _Loader(Protocol):

