@@ -6,6 +6,7 @@ Cheap checks come before slow loading.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,19 @@ from chatbot.core import Bot
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompt_files import load_examples
-from chatbot.prompting import LAYOUTS, PromptAssembler
+from chatbot.prompting import LAYOUTS, SPOTLIGHT, PromptAssembler
 from common.models import resolve_model, without_precision
 from retrieval.types import Encoder, Searcher
 
 if TYPE_CHECKING:
     from chatbot.core import Encode
     from moderation.moderator import PolicyModerator
+    from retrieval.search.reranking import Reranker
 
 _GENERATION = ("max_tokens", "sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 _LOADING = (
     *("device", "gpu_id", "gpu_vram", "cpu_ram", "load_in_8bit", "load_in_4bit", "dtype", "template"),
-    *("adapters", "draft_model", "threads", "gpu_layers", "base_url", "api_key"),
+    *("adapters", "draft_model", "threads", "gpu_layers", "base_url", "api_key", "context_length"),
 )
 
 
@@ -47,9 +49,10 @@ def open_bot(options: Mapping[str, Any]) -> Bot:
         options["system"],
         examples,
         options["layout"],
+        SPOTLIGHT if retriever else "",
     )
     moderator = open_moderator(options)
-    rest = (options["k"], options["floor"], options["rewrite"], _shared_encoder(retriever, moderator))
+    rest = (options["k"], options["floor"], options["rewrite"], shared_encoder(retriever, moderator))
     return Bot(model, assembler, retriever, moderator, generation, *rest)
 
 
@@ -59,8 +62,18 @@ def load_model(name: str, options: Mapping[str, Any]) -> ChatModel:
     return open_engine(options["engine"], name, loading)
 
 
-def open_index(options: Mapping[str, Any]) -> Searcher:
-    """The retrieval index that the options name, or several as one."""
+@dataclass
+class SharedModels:
+    """What several indexes use together: encoders by fingerprint (one that was asked for, by its name), with what they
+    have encoded, and the reranker."""
+
+    encoders: dict[str, Encoder] = field(default_factory=dict)
+    reranker: Reranker | None = None
+
+
+def open_index(options: Mapping[str, Any], shared: SharedModels | None = None) -> Searcher:
+    """The retrieval index that the options name, or several as one. Models that are in `shared` are used, new ones join
+    them."""
     from retrieval.encoders import cached, open_encoder
     from retrieval.index.manifest import read_manifest
     from retrieval.qdrant.retriever import is_remote, open_remote
@@ -68,25 +81,29 @@ def open_index(options: Mapping[str, Any]) -> Searcher:
     from retrieval.search.filters import Filter
     from retrieval.several import SeveralIndexes
 
+    shared = shared or SharedModels()
     device = _small_model_device(options)
     where = Filter.parse(options["where"])
     if (options["expand"] or options["rerank"]) and any(is_remote(str(index)) for index in options["index"]):
         raise ValueError("--expand and --rerank work on an index of your own, not on Qdrant; leave them out")
-    encoder = cached(open_encoder(options["encoder"], device)) if options["encoder"] else None
-    known: dict[str, Encoder] = {}  # indexes with the same encoder share it, and what it has encoded
+    known, named = shared.encoders, options["encoder"]
+    if named and named not in known:
+        known[named] = cached(open_encoder(named, device))
+    encoder = known[named] if named else None
     opened: list[Searcher] = []
     for index in map(str, options["index"]):
         if is_remote(index):
             opened.append(open_remote(index, encoder, device, where))
         else:
             own = encoder or known.get(read_manifest(Path(index)).encoder.fingerprint)
-            local = Retriever.open(index, own, device, where, options["expand"], options["rerank"])
-            known[local.encoder.fingerprint] = local.encoder
+            rerank = shared.reranker or options["rerank"]
+            local = Retriever.open(index, own, device, where, options["expand"], rerank)
+            known[local.encoder.fingerprint], shared.reranker = local.encoder, local.reranker
             opened.append(local)
     return opened[0] if len(opened) == 1 else SeveralIndexes(opened)
 
 
-def _shared_encoder(retriever: Searcher | None, moderator: PolicyModerator | None) -> Encode | None:
+def shared_encoder(retriever: Searcher | None, moderator: PolicyModerator | None) -> Encode | None:
     """What both read vectors of, so that a question is encoded once."""
     encoder: Encoder | None = getattr(retriever, "encoder", None)
     if encoder is None or moderator is None:

@@ -1,21 +1,24 @@
-"""Answers as JSON values, for `--json` and for the API."""
+"""Answers as JSON values, for `--json`, for the API, and for the feedback file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime, timezone
 from typing import Any
 
-from chatbot.conversation import verdict_records
+from chatbot.conversation import Conversation, verdict_records
 from chatbot.core import Reply
 from retrieval.types import Hit
 
 
 def source_records(reply: Reply) -> list[dict[str, Any]]:
     """The passages behind an answer: number as cited, location, score, and all that a passage holds."""
-    return [{"number": number, **_record(hit)} for number, hit in enumerate(reply.sources, start=1)]
+    return [{"number": number, **hit_record(hit)} for number, hit in enumerate(reply.sources, start=1)]
 
 
-def _record(hit: Hit) -> dict[str, Any]:
+def hit_record(hit: Hit) -> dict[str, Any]:
+    """A passage that was found: location, score, and all that it holds."""
     return {"location": hit.passage.location, "score": round(hit.score, 4), **asdict(hit.passage)}
 
 
@@ -23,7 +26,7 @@ def evidence(reply: Reply, notices: list[str]) -> dict[str, Any]:
     """What stands behind an answer: its sources, passages that were found and kept from the model, what was left out or
     flagged, and what moderation said."""
     verdicts = verdict_records(reply.verdicts.items())
-    withheld = [_record(hit) for hit in reply.withheld]
+    withheld = [hit_record(hit) for hit in reply.withheld]
     return {"sources": source_records(reply), "withheld": withheld, "notices": notices, "verdicts": verdicts}
 
 
@@ -40,4 +43,29 @@ def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, A
         "verdicts": behind["verdicts"],
         "notices": behind["notices"],
         "usage": asdict(reply.usage),
+    }
+
+
+def feedback_record(
+    rating: str,
+    reason: str,
+    edit: str | None,
+    conversation: Conversation,
+    reply: Reply,
+    seen: str | None,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A rated exchange, a line of the feedback file. `edit`: what the answer should have been; `seen`: the prompt as
+    the model saw it, where it was asked; `about`: the model and the settings that answered."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "rating": rating,
+        "reason": reason,
+        "messages": conversation.to_dicts(),
+        "passages": [asdict(hit.passage) | {"score": hit.score} for hit in reply.sources],
+        "verdicts": verdict_records(reply.verdicts.items()),
+        "answer": reply.text,
+        "edit": edit,
+        "prompt": seen,
+        **about,
     }

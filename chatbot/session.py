@@ -14,7 +14,7 @@ from typing import Any, Literal
 from chatbot.conversation import Conversation, load_conversations, save_conversations
 from chatbot.core import Bot, Done, Event, Notice, Reply, Text, Turn
 from chatbot.engines.base import ChatModel, Generation
-from chatbot.prompting import LAYOUTS
+from chatbot.prompting import LAYOUTS, SPOTLIGHT
 from chatbot.records import feedback_record
 from common.files import append_json_line, read_json, write_json
 from retrieval.types import Hit, Searcher
@@ -214,7 +214,7 @@ class Session:
     def set_retriever(self, retriever: Searcher) -> None:
         """Answer from this index."""
         self._retriever = retriever
-        self.bot = replace(self.bot, retriever=retriever)
+        self.bot = replace(self.bot, retriever=retriever, assembler=replace(self.bot.assembler, spotlight=SPOTLIGHT))
 
     def set_retrieval(self, on: bool) -> None:
         """Switch the index on or off; ValueError where none was ever opened."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -94,9 +95,10 @@ class Retriever:
         device: str | None = None,
         where: Filter | None = None,
         reach: int = 0,
-        rerank: str | None = None,
+        rerank: str | Reranker | None = None,
     ) -> Retriever:
-        """Open the index at `path` with `encoder`, by default the one that its manifest names, on `device`.
+        """Open the index at `path` with `encoder`, by default the one that its manifest names, on `device`. `rerank`: a
+        reranker, or what `open_reranker` takes.
 
         Raises ValueError, with the remedy, for an index that is missing or damaged, for an encoder that cannot be
         loaded, and for one that is not the encoder the index was built with.
@@ -110,7 +112,7 @@ class Retriever:
             except ValueError as error:
                 raise ValueError(f"index '{path}' was built with encoder '{built_with.name}': {error}") from error
         check_encoder(encoder, store.manifest, Path(path))
-        reranker = open_reranker(rerank, device) if rerank else None
+        reranker = open_reranker(rerank, device) if isinstance(rerank, str) else rerank
         return cls(store, encoder, where, reach, reranker)
 
     def __str__(self) -> str:
@@ -128,6 +130,11 @@ class Retriever:
         return self._encoder
 
     @property
+    def reranker(self) -> Reranker | None:
+        """What orders the best hits anew."""
+        return self._reranker
+
+    @property
     def manifest(self) -> Manifest:
         """What the index holds and how it was made."""
         return self.current().store.manifest
@@ -140,6 +147,13 @@ class Retriever:
             check_encoder(self._encoder, opened.store.manifest, opened.store.index)
             self._opened = opened
         return opened
+
+    def limited(self, where: Filter) -> Retriever:
+        """This retriever, over the documents that meet these conditions too. It shares everything else."""
+        self.current()  # what has changed is read once, not by each copy
+        narrower = copy.copy(self)
+        narrower._where = Filter((*self._where.conditions, *where.conditions))
+        return narrower
 
     def search(self, queries: Sequence[str], k: int, contexts: Sequence[str] | None = None) -> list[list[Hit]]:
         """See `types.Searcher`. Passages of the same text, whatever their titles, count once. A blank query finds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from retrieval.search.filters import Filter
 from retrieval.types import Hit, Searcher
 
 FLOOR = 0.5  # of the common scale that the confidences are brought to
@@ -25,6 +27,13 @@ class SeveralIndexes:
 
     def __str__(self) -> str:
         return " and ".join(str(searcher) for searcher in self._searchers)
+
+    def limited(self, where: Filter) -> SeveralIndexes:
+        """All of them, over the documents that meet these conditions too. ValueError where one knows no conditions."""
+        searchers: Sequence[Any] = self._searchers
+        if not all(hasattr(searcher, "limited") for searcher in searchers):
+            raise ValueError("one of the indexes knows no conditions on documents; leave them out")
+        return SeveralIndexes([searcher.limited(where) for searcher in searchers])
 
     def search(self, queries: Sequence[str], k: int, contexts: Sequence[str] | None = None) -> list[list[Hit]]:
         """See `types.Searcher`."""

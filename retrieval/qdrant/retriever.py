@@ -9,6 +9,7 @@ looks like. Needs `pip install "parley[qdrant]"`.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -169,6 +170,13 @@ class QdrantRetriever:
             for i, found in zip(asked, self._candidates(vectors, words, k), strict=True):
                 results[i] = self._hits(found, k)
         return results
+
+    def limited(self, where: Filter) -> QdrantRetriever:
+        """This retriever, over the documents that meet these conditions too."""
+        narrower = copy.copy(self)
+        narrower._where = Filter((*self._where.conditions, *where.conditions))
+        narrower._allowed, narrower._is_resolved = None, not narrower._where
+        return narrower
 
     def _refresh(self) -> None:
         """Notice an upload since the last search."""
