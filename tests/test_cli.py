@@ -79,7 +79,7 @@ BAD = [
     (("chat", "--model", "{}/document.txt"), ("document.txt", "is a file")),
     (("chat", "--model", "{}/empty"), ("{}/empty", "cannot load model")),
     (("chat", "--model", ""), ("the model name is empty",)),
-    (("chat", "--engine", "steam"), ("steam", "transformers, echo")),
+    (("chat", "--engine", "steam"), ("steam", "auto, transformers, llamacpp, openai, echo")),
     (("chat", "--dtype", "int3"), ("int3", "auto, float32, float16, bfloat16")),
     (("chat", "-g", "nonsense"), ("nonsense", "0:10")),
     (("chat", "-g", "0:ten"), ("0:ten", "0:10")),
