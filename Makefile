@@ -11,7 +11,7 @@ CHAT_MODEL := models/smollm2-135m/config.json
 ENCODER := models/minilm/onnx/proof.json
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup chat serve test check bench bench-retrieval bench-moderation torture format clean help
+.PHONY: setup chat serve test check bench bench-chat bench-retrieval bench-moderation torture format clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -64,10 +64,13 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
-	$(BIN)/python -m tools.bench.generation
+bench: bench-chat bench-retrieval bench-moderation
+
+bench-chat: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
+	$(BIN)/python -m tools.bench.chat
 	$(BIN)/python -m tools.bench.startup
 	$(BIN)/python -m tools.bench.overhead
+	$(BIN)/python -m tools.bench.clients -- --index $(dir $(SAMPLE))
 
 # DATA=folder of BEIR data sets: nq, cranfield, npl, wikibig
 bench-retrieval: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
