@@ -84,6 +84,7 @@ bench-retrieval: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 
 # DATA=folder of labelled texts (JSON Lines)
 bench-moderation: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
+	@$(INSTALL) --quiet alt-profanity-check >&2
 	$(BIN)/python -m tools.bench.moderation $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tools.bench.injection $(if $(DATA),--data $(DATA))
 
