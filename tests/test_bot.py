@@ -65,14 +65,15 @@ def library(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_bot(smollm2: Path, library: Path) -> Bot:
-    """What `chatbot/bot.py --index ...` opens, in this process."""
-    return open_bot(options_for("--index", library))
+    """What `chatbot/bot.py --index ...` opens with the reference engine, in this process. (With llama.cpp the last bits,
+    and now and then a word of an answer, depend on what it has read before.)"""
+    return open_bot(options_for("--engine", "transformers", "--index", library))
 
 
 @pytest.fixture(scope="module")
 def piped(smollm2: Path, library: Path) -> subprocess.CompletedProcess[str]:
-    """QUESTIONS piped into the program as it stands in the README, streaming."""
-    command = [sys.executable, ROOT / "chatbot" / "bot.py", "--index", library]
+    """QUESTIONS piped into the program, streaming."""
+    command = [sys.executable, ROOT / "chatbot" / "bot.py", "--engine", "transformers", "--index", library]
     lines = "\n".join(QUESTIONS) + "\n"
     return subprocess.run(command, input=lines, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -97,7 +98,7 @@ def test_a_question_that_the_documents_do_not_answer(piped, as_json):
     assert piped.stdout.splitlines()[-1].startswith("The documents do not say.")  # and no source after it
     assert as_json[-1]["answer"].startswith("The documents do not say.")
     assert as_json[-1]["sources"] == []
-    assert as_json[-1]["usage"] == {"prompt_tokens": 0, "completion_tokens": 0}  # the model was not asked
+    assert set(as_json[-1]["usage"].values()) == {0}  # the model was not asked
 
 
 def test_a_follow_up_question_is_searched_with_its_conversation(real_bot, as_json):
@@ -123,7 +124,9 @@ def test_json_is_one_object_a_line(as_json):
         assert list(each) == keys
         assert each["answer"]
         assert each["finish_reason"] == "stop"
-        assert each["verdicts"] == {}
+        documents = ["document"] if each["sources"] else []
+        assert list(each["verdicts"]) == ["input", *documents, *(["output"] if documents else [])]
+        assert {verdict["action"] for verdict in each["verdicts"].values()} == {"allow"}
         assert each["blocked"] is False
     for number, source in enumerate(as_json[0]["sources"], start=1):
         assert source["number"] == number
@@ -186,7 +189,17 @@ def num_questions(conversation: Conversation) -> int:
 @pytest.mark.parametrize("layout", ["latest", "kept"])
 def test_forty_turns_always_fit_and_what_is_left_out_is_said(tiny_2048_model, tmp_path, layout):
     build_index([ROOT / "docs" / "sample"], tmp_path / "index", "hash", floor=0.0)
-    arguments = ("--model", tiny_2048_model, "--index", tmp_path / "index", "--max-tokens", 8, "--layout", layout)
+    arguments = (
+        "--model",
+        tiny_2048_model,
+        "--index",
+        tmp_path / "index",
+        "--max-tokens",
+        8,
+        "--layout",
+        layout,
+        "--no-moderation",
+    )
     bot = open_bot(options_for(*arguments))
     assert bot.model.context_length == 2048
     session = Session(bot)
@@ -302,7 +315,7 @@ def test_moderation_blocks_a_message_and_says_so(moderated, tmp_path):
     assert blocked["verdicts"]["input"]["action"] == "block"
     assert blocked["verdicts"]["input"]["labels"] == ["toxic"]
     assert blocked["verdicts"]["input"]["scores"]["toxic"] > 0.9
-    assert blocked["usage"] == {"prompt_tokens": 0, "completion_tokens": 0}
+    assert set(blocked["usage"].values()) == {0}
     assert fine["verdicts"]["output"]["action"] == "allow"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from chatbot.prompting import SPOTLIGHT
 from retrieval.build import build_index
 
 pexpect = pytest.importorskip("pexpect", reason="needs a pseudo-terminal")
@@ -392,7 +393,7 @@ def test_ratings_are_kept_with_all_that_led_to_the_answer(echo, tmp_path):
     assert bad["messages"] == [{"role": "user", "content": "the harbour bridge"}]
     assert "It carries eight lanes" in bad["answer"]
     assert bad["passages"][0]["title"] == "The harbour"
-    assert bad["prompt"].startswith("system: Be brief.\nuser: ")
+    assert bad["prompt"].startswith(f"system: Be brief. {SPOTLIGHT}\nuser: ")
     assert bad["model"] == "parrot"
     assert bad["settings"]["max_tokens"] == 256
 

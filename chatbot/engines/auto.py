@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -21,12 +22,12 @@ from common.models import KNOWN_MODELS, models_folder
 
 
 def load(model: str, options: LoadOptions) -> ChatModel:
-    """Open `model` with the engine that suits it. Where that is llama.cpp beside a model directory a line on stderr
-    says so, since the answers of a quantised file differ a little."""
+    """Open `model` with the engine that suits it. Where that is llama.cpp beside a model directory, people are told so
+    on stderr, since the answers of a quantised file differ a little."""
     engine = choose_engine(model, options)
     opened = open_engine(engine, model, options)
     file = gguf_beside(model)
-    if engine == "llamacpp" and file is not None:
+    if engine == "llamacpp" and file is not None and sys.stderr.isatty():
         click.echo(f"running {file.name} with llama.cpp (--engine transformers runs {model} in full)", err=True)
     return opened
 

@@ -479,13 +479,17 @@ def test_auto_takes_the_engine_that_suits(tiny_gguf: Path, tiny_chat_model: Path
         assert auto.choose_engine(with_file, only) == "transformers"
 
 
-def test_auto_says_in_one_line_what_it_took(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_auto_tells_people_in_one_line_what_it_took(
+    tiny_gguf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     model = open_engine("auto", str(tiny_gguf), LoadOptions(device="cpu", threads=1))
     assert model.name == str(tiny_gguf)
     out, errors = capsys.readouterr()
     assert out == ""
-    assert errors.startswith("running tiny.F32.gguf with llama.cpp")
-    assert len(errors.splitlines()) == 1
+    assert errors.startswith("running tiny.F32.gguf with llama.cpp") == terminal
+    assert len(errors.splitlines()) == terminal
 
 
 @pytest.mark.parametrize(

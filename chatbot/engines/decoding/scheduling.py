@@ -28,6 +28,7 @@ _OUT_OF_MEMORY = (
     "the GPU ran out of memory; shorten the conversation (/reset), lower --max-tokens or --k, or load the model with "
     "--load-in-8bit"
 )
+_UNDISTURBED = 4  # times as much of the prompts is read in a pass while nobody waits for a next token
 _WORTH_WAITING = 32  # tokens: so long a common beginning that it is better read once
 
 
@@ -207,6 +208,8 @@ class Scheduler:
         if self._drafter and alone and alone.speculates and self._speculate(self._drafter, alone):
             return
         room = self._runner.chunk or max(len(each.pending) for each in self._active)
+        if all(each.reading for each in self._active):
+            room *= _UNDISTURBED
         work: list[tuple[_Sequence, Work]] = []
         for each in self._active:
             num = min(len(each.pending), room) if each.reading else 1
