@@ -26,8 +26,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a minute or two) ..." >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >&2
 	@$(if $(TORCH),$(INSTALL) --quiet $(TORCH) >&2,true)
-	@$(INSTALL) --quiet --editable ".[gguf]" >&2 || \
-		{ echo "No llama.cpp for this system; going on without, a few times slower." >&2; $(INSTALL) --quiet --editable . >&2; }
+	@$(INSTALL) --quiet --editable . >&2
 	@touch $@
 
 $(VENV)/.server: $(VENV)/.base
@@ -36,7 +35,7 @@ $(VENV)/.server: $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/.server
 	@echo "Installing what the tests need ..." >&2
-	@$(INSTALL) --quiet --editable ".[server,lora,dev]" >&2
+	@$(INSTALL) --quiet --editable ".[gguf,lora,server,dev]" >&2
 	@touch $@
 
 $(CHAT_MODEL): | $(VENV)/.base
