@@ -1,7 +1,7 @@
 """The shell: talk to a model, with your documents behind it.
 
 Run: python chatbot/bot.py --index indexes/sample
-     echo "Where is Zurich?" | python chatbot/bot.py --index indexes/sample
+     echo "What is Zurich?" | python chatbot/bot.py --index indexes/sample
 
 With a terminal it is interactive; piped input is answered line by line, as text or (--json) JSON Lines.
 """

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from common.files import home
+from common.models import KNOWN_MODELS
 
 DEFAULT_MODEL = "smollm2-135m"
+NUM_PASSAGES = 3  # which a model of a billion parameters or more makes something of
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -52,7 +54,7 @@ _OPTIONS = (
     click.option("--retrieval/--no-retrieval", default=None, help="Answer from documents.  [default: with --index]"),
     click.option("--index", multiple=True, help="Index directory, or qdrant+URL/COLLECTION; may be repeated."),
     click.option("--encoder", help="Encoder for the index.  [default: the one it was built with]"),
-    click.option("--k", type=click.IntRange(min=1), default=3, help="Passages to look for."),
+    click.option("--k", type=click.IntRange(min=1), help="Passages to look for.  [default: 3; 1 for smollm2-135m]"),
     click.option("--floor", type=float, help="Less confidence counts as no answer; 0: never.  [default: the index's]"),
     click.option("--where", multiple=True, metavar="COND", help="Only such documents: source=docs/*, year>=1990."),
     click.option("--expand", type=click.IntRange(min=0), default=0, help="Neighbours shown with a passage, each side."),
@@ -90,5 +92,8 @@ def check_options(options: dict[str, Any]) -> None:
         options["retrieval"] = bool(options["index"])
     if not options["index"]:
         options["index"] = (str(home() / "indexes" / "sample"),)
+    if options["k"] is None:
+        known = KNOWN_MODELS.get(options["model"])
+        options["k"] = (known.num_passages if known else None) or NUM_PASSAGES
     if options["moderation"] is None and (options["moderation_model"] or options["moderation_policy"]):
         options["moderation"] = True  # asked for: it is an error where it cannot be had

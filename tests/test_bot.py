@@ -30,7 +30,7 @@ from retrieval.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parent.parent
 OFF_TOPIC = "Who won the 2018 football world cup?"
-QUESTIONS = ["Where is Zurich?", "How many people live there?", "reset", OFF_TOPIC]
+QUESTIONS = ["What is Zurich?", "How many people live there?", "reset", OFF_TOPIC]
 
 
 def options_for(*arguments: object) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def library(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_bot(smollm2: Path, library: Path) -> Bot:
-    """What `chatbot/bot.py --index ...` opens with the reference engine, in this process. (With llama.cpp the last bits,
-    and now and then a word of an answer, depend on what it has read before.)"""
+    """What `chatbot/bot.py --index ...` opens with the reference engine, in this process. (With llama.cpp the last
+    bits, and now and then a word of an answer, depend on what it has read before.)"""
     return open_bot(options_for("--engine", "transformers", "--index", library))
 
 
@@ -109,7 +109,7 @@ def test_a_follow_up_question_is_searched_with_its_conversation(real_bot, as_jso
 
 
 def test_an_off_topic_question_is_refused_in_the_middle_of_a_conversation_too(real_bot):
-    talk = Conversation().add("user", "Where is Zurich?").add("assistant", "In Switzerland.").add("user", OFF_TOPIC)
+    talk = Conversation().add("user", "What is Zurich?").add("assistant", "In Switzerland.").add("user", OFF_TOPIC)
     turn = real_bot.prepare(talk)
     assert turn.sources == ()
     assert turn.answer is not None
@@ -140,7 +140,7 @@ def test_json_is_one_object_a_line(as_json):
 def test_streaming_whole_and_json_answers_are_the_same(piped, as_json, real_bot):
     out = io.StringIO()
     Batch(Session(real_bot), as_json=False, stream=False, out=out).run(QUESTIONS[:1])
-    assert len(out.getvalue().splitlines()) > 3
+    assert len(out.getvalue().splitlines()) > 1
     assert piped.stdout.startswith(out.getvalue())
     expected = ""
     for each in as_json:

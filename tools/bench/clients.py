@@ -22,7 +22,7 @@ import httpx
 from common.cli import OneLineCommand
 from tools.torture.requests import memory_mib, server
 
-QUESTIONS = ("Where is Zurich?", "When did Zurich join the Swiss Confederation?", "What do people in Zurich speak?")
+QUESTIONS = ("What is Zurich?", "When did Zurich join the Swiss Confederation?", "What do people in Zurich speak?")
 
 
 class Clients:

@@ -47,7 +47,7 @@ def cli(index: str, repeat: int) -> None:
     _seconds(bot, "", 1)
     libraries = _seconds([sys.executable, "-c", bare], "", repeat)
     start = _seconds(bot, "", repeat)
-    answer = _seconds(bot, "Where is Zurich?\n", repeat)
+    answer = _seconds(bot, "What is Zurich?\n", repeat)
     click.echo(f"libraries and weights alone {libraries:6.2f} s")
     click.echo(f"Parley, ready for a prompt  {start:6.2f} s   {start / libraries:.2f} times the libraries")
     click.echo(f"Parley, first answer done   {answer:6.2f} s   {answer / libraries:.2f} times the libraries")
