@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ def cli(host: str, port: int, page: bool, **options: Any) -> None:
         import uvicorn  # noqa: F401
     except ImportError:
         raise ValueError("the server needs more packages; install them with: pip install 'parley[server]'") from None
-    state = open_state(host, options)
+    state = open_state(host, options, port)
     from chatbot.server.app import create_app
     from chatbot.server.serving import serve
 
@@ -77,8 +78,21 @@ def cli(host: str, port: int, page: bool, **options: Any) -> None:
     serve(app, state, host, port)
 
 
-def open_state(host: str, options: dict[str, Any]) -> State:
-    """Everything that the server needs, opened. Raises ValueError, the cheap checks first."""
+def check_can_listen(host: str, port: int) -> None:
+    """ValueError where nothing can listen there: better now than after the model was loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if os.name != "nt":  # there it would let two servers share a port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            problem = (error.strerror or str(error)).lower()
+            raise ValueError(f"cannot listen on {host}:{port}: {problem}; choose another --port or --host") from None
+
+
+def open_state(host: str, options: dict[str, Any], port: int = 0) -> State:
+    """Everything that the server needs, opened. Raises ValueError, the cheap checks first. `port` 0: any free one."""
     from chatbot.api.exchanges import Exchanges
     from chatbot.server.gate import LOCAL_HOSTS
     from chatbot.server.keys import is_loopback, open_keyring
@@ -93,6 +107,7 @@ def open_state(host: str, options: dict[str, Any]) -> State:
             f"--host {host} lets other machines in, and nobody would need a key; give --keys FILE, or put a key into "
             "PARLEY_API_KEY"
         )
+    check_can_listen(host, port)
     if options["feedback"]:
         check_can_write(Path(options["feedback"]))
     locked = options["lock_moderation"]
