@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from chatbot.options import check_options
 from parley.cli import COMMANDS, main
 from retrieval.build import build_index
 
@@ -331,12 +332,18 @@ def test_the_version_is_shown():
 
 @pytest.mark.parametrize("given", ["moderation_model", "moderation_policy"])
 def test_a_classifier_or_a_policy_that_cannot_be_had_is_an_error(given):
-    from chatbot.options import check_options
-
-    asked = dict.fromkeys(("retrieval", "index", "moderation", "moderation_model", "moderation_policy"))
+    asked = dict.fromkeys(("model", "k", "retrieval", "index", "moderation", "moderation_model", "moderation_policy"))
     asked[given] = "x"
     check_options(asked)
     assert asked["moderation"] is True
+
+
+def test_known_small_models_are_given_fewer_passages():
+    asked = dict.fromkeys(("model", "k", "retrieval", "index", "moderation", "moderation_model", "moderation_policy"))
+    for model, k, wanted in (("smollm2-135m", None, 1), ("smollm2-135m", 5, 5), ("some/model", None, 3)):
+        options = asked | {"model": model, "k": k}
+        check_options(options)
+        assert options["k"] == wanted
 
 
 def test_moderation_is_on_unless_its_encoder_is_missing(tmp_path):
