@@ -224,7 +224,7 @@ def test_an_unknown_command_suggests_the_nearest(echo):
 def test_hyperparameters_are_shown_and_set(echo):
     terminal = echo("--no-retrieval")
     shown = terminal.lines("/hyperparameters")
-    assert {"  max_tokens=256", "  sample=off", "  temperature=0.6", "  seed=none", "  k=3"} <= set(shown)
+    assert {"  max_tokens=256", "  sample=off", "  temperature=0.6", "  seed=none", "  k=1"} <= set(shown)
     shown = terminal.lines("/hyperparameters max_tokens=2 sample=on k=1")
     assert {"  max_tokens=2", "  sample=on", "  k=1"} <= set(shown)
     answer = terminal.lines("one two three four")
