@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,27 +83,10 @@ def fit(
     Returns float32 weights by the names of model.TENSORS, scales and calibration left out. The same inputs give the
     same weights on the same machine: it computes in one thread, whatever torch is set to.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in several threads differ in their last bits, and small steps gain nothing
-    try:
-        return _fit(settings, vectors_ND, known, num_known, truth_NL, weights_N, progress)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _fit(
-    settings: Fit,
-    vectors_ND: Array,
-    known: Known,
-    num_known: int,
-    truth_NL: Array,
-    weights_N: Array,
-    progress: Callable[[str], None],
-) -> dict[str, Array]:
     draw = np.random.default_rng(settings.seed)
     chance = weights_N / weights_N.sum()
     steps = max(1, settings.epochs * len(vectors_ND) // settings.batch)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(settings.seed)
         network = Network(
             vectors_ND.shape[1], num_known, settings.bag, settings.hidden, truth_NL.shape[1], settings.dropout
@@ -125,6 +109,17 @@ def _fit(
     names |= {"w2": "second.weight", "b2": "second.bias"}
     state = network.state_dict()
     return {name: state[theirs].numpy().copy() for name, theirs in names.items()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in several threads differ in their last bits, and small steps gain nothing from them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _loss(
