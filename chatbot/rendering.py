@@ -94,9 +94,7 @@ class Renderer:
 
     def escape(self, text: str) -> str:
         """`text` with special tokens and role markers broken up by a space; other text comes back as it was."""
-        while (escaped := self._forgeries.sub(_break, text)) != text:
-            text = escaped
-        return text
+        return broken_up(text, self._forgeries)
 
     @cached_property
     def _forgeries(self) -> re.Pattern[str]:
@@ -180,6 +178,13 @@ class Renderer:
                 raise ValueError("the chat template rewrites earlier turns, so no loss mask can be made from it")
             spans.append((len(before), len(after.rstrip())))
         return spans
+
+
+def broken_up(text: str, forgeries: re.Pattern[str]) -> str:
+    """`text` with all that the pattern finds broken up by a space, and what that brings forth."""
+    while (broken := forgeries.sub(_break, text)) != text:
+        text = broken
+    return text
 
 
 def _break(match: re.Match[str]) -> str:

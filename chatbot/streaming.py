@@ -57,6 +57,18 @@ def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Generator[str, No
     return None
 
 
+class UntilStop:
+    """Iterates over `until_stop(pieces, stops)`, empty pieces too; afterwards `stopped_by` is the stop string that
+    ended it, or None."""
+
+    def __init__(self, pieces: Iterable[str], stops: Sequence[str]) -> None:
+        self.stopped_by: str | None = None
+        self._pieces, self._stops = pieces, stops
+
+    def __iter__(self) -> Iterator[str]:
+        self.stopped_by = yield from until_stop(self._pieces, self._stops)
+
+
 def _first_complete(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
     """Where the stop string begins that ends first (of several that end there, the longest), and which it is."""
     found = [(place, stop) for stop in stops if (place := text.find(stop)) >= 0]

@@ -24,7 +24,7 @@ from chatbot.engines.base import Delta, FinishReason, Generation, Usage, check_f
 from chatbot.engines.gguf_file import GgufHeader, find_gguf, read_header
 from chatbot.engines.llamacpp_answer import Answer, Turnstile
 from chatbot.rendering import Renderer
-from chatbot.streaming import until_stop
+from chatbot.streaming import UntilStop
 from chatbot.templates import find_template
 from common.files import expand
 from common.models import loading_errors, resolve_model
@@ -90,18 +90,12 @@ class LlamaCppModel:
         lora = [{"id": number, "scale": float(name == self._adapter)} for number, name in enumerate(self.adapters)]
         answer = Answer(self._server, self._encode, prompt_ids, generation, lora)
         pieces = iter(answer)
-        kept = until_stop(pieces, stops)
-        stopped_by = None
+        kept = UntilStop(pieces, stops)
         with self._turnstile.enter(), contextlib.closing(pieces):  # type: ignore[type-var]  # a generator
-            while True:
-                try:
-                    text = next(kept)
-                except StopIteration as end:
-                    stopped_by = end.value
-                    break
+            for text in kept:
                 if text or answer.logprobs:
                     yield Delta(text, logprobs=answer.logprobs)
-        reason: FinishReason = "stop" if answer.ended or stopped_by else "length"
+        reason: FinishReason = "stop" if answer.ended or kept.stopped_by else "length"
         yield Delta("", reason, Usage(len(prompt_ids), answer.count, answer.cached))
 
     def _encode(self, text: str) -> list[int]:

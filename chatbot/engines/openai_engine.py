@@ -19,8 +19,8 @@ from chatbot.conversation import Conversation
 from chatbot.engines import LoadOptions
 from chatbot.engines.base import Delta, FinishReason, Generation, TokenLogprob, Usage, check_fits
 from chatbot.engines.openai_transport import RefusedError, Transport
-from chatbot.rendering import COMMON_MARKERS
-from chatbot.streaming import until_stop
+from chatbot.rendering import COMMON_MARKERS, broken_up
+from chatbot.streaming import UntilStop
 
 DEFAULT_CONTEXT = 8192  # where the service does not say
 _HOSTED = "https://api.openai.com/v1"
@@ -103,22 +103,16 @@ class OpenAIModel:
     def _generate(self, path: str, body: dict[str, Any], generation: Generation, prompt_tokens: int) -> Iterator[Delta]:
         events = self._events(path, body)
         answer = _Answer(events, asked_logprobs=generation.logprobs)
-        pieces = until_stop(answer, generation.stop)
-        stopped_by = None
+        pieces = UntilStop(answer, generation.stop)
         try:
-            while True:
-                try:
-                    text = next(pieces)
-                except StopIteration as end:
-                    stopped_by = end.value
-                    break
+            for text in pieces:
                 if text or answer.logprobs:
                     yield Delta(text, logprobs=answer.logprobs)
         finally:
             events.close()  # type: ignore[attr-defined]  # a generator
-        if not (answer.finished or stopped_by):
+        if not (answer.finished or pieces.stopped_by):
             raise ValueError(f"{self._transport.base_url} ended its answer without a finish reason; ask again")
-        reason: FinishReason = "length" if answer.reason == "length" and not stopped_by else "stop"
+        reason: FinishReason = "length" if answer.reason == "length" and not pieces.stopped_by else "stop"
         yield Delta("", reason, answer.usage or Usage(prompt_tokens, answer.num_pieces))
 
     def _events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -263,6 +257,4 @@ def _messages(conversation: Conversation) -> list[dict[str, str]]:
 
 def _harmless(text: str) -> str:
     """`text` with the usual special tokens and role markers broken up by a space."""
-    while (broken := _FORGERIES.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)) != text:
-        text = broken
-    return text
+    return broken_up(text, _FORGERIES)

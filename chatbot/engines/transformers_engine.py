@@ -28,7 +28,7 @@ from chatbot.engines.decoding.scheduling import Request, Scheduler
 from chatbot.engines.decoding.speculation import Drafter
 from chatbot.engines.decoding.store import PrefixStore, default_bytes
 from chatbot.rendering import Renderer
-from chatbot.streaming import text_deltas, until_stop
+from chatbot.streaming import UntilStop, text_deltas
 from chatbot.templates import find_template
 from common.models import resolve_model
 
@@ -148,19 +148,13 @@ class _Answer:
 
     def deltas(self, stops: Sequence[str]) -> Iterator[Delta]:
         """Pieces of text, then finish reason and usage."""
-        pieces = until_stop(self._placed(text_deltas(self._ids(), self._decode)), stops)
-        stopped_by = None
-        while True:
-            try:
-                piece = next(pieces)
-            except StopIteration as end:
-                stopped_by = end.value
-                break
+        pieces = UntilStop(self._placed(text_deltas(self._ids(), self._decode)), stops)
+        for piece in pieces:
             if piece:
                 self._told += len(piece)
                 yield Delta(piece, logprobs=self._logprobs())
-        reason: FinishReason = "stop" if self._ended or stopped_by else "length"
-        if not stopped_by:
+        reason: FinishReason = "stop" if self._ended or pieces.stopped_by else "length"
+        if not pieces.stopped_by:
             self._held += [(self._told, token) for token in self._unplaced]
         usage = Usage(len(self._request.prompt), self._count, self._request.num_cached)
         yield Delta("", reason, usage, self._logprobs())
