@@ -16,7 +16,7 @@ from chatbot.core import Bot
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel, Generation
 from chatbot.prompt_files import load_examples
-from chatbot.prompting import LAYOUTS, SPOTLIGHT, PromptAssembler
+from chatbot.prompting import LAYOUTS, PromptAssembler
 from common.models import resolve_model, without_precision
 from retrieval.types import Encoder, Searcher
 
@@ -49,11 +49,10 @@ def open_bot(options: Mapping[str, Any]) -> Bot:
         options["system"],
         examples,
         options["layout"],
-        SPOTLIGHT if retriever else "",
     )
     moderator = open_moderator(options)
-    rest = (options["k"], options["floor"], options["rewrite"], shared_encoder(retriever, moderator))
-    return Bot(model, assembler, retriever, moderator, generation, *rest)
+    bot = Bot(model, assembler, None, moderator, generation, options["k"], options["floor"], options["rewrite"])
+    return bot if retriever is None else bot.searching(retriever, shared_encoder(retriever, moderator))
 
 
 def load_model(name: str, options: Mapping[str, Any]) -> ChatModel:

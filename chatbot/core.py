@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from chatbot.conversation import Conversation
 from chatbot.engines.base import ChatModel, Delta, FinishReason, Generation, Usage
 from chatbot.followups import is_follow_up, is_small_talk, rewritten
-from chatbot.prompting import Prompt, PromptAssembler
+from chatbot.prompting import SPOTLIGHT, Prompt, PromptAssembler
 from chatbot.streaming import sentences
 from moderation.labels import INJECTION
 from moderation.types import ACTIONS, Direction, Moderator, Verdict
@@ -129,6 +129,11 @@ class Bot:
             raise ValueError(f"floor={self.floor} must be a finite number")
         if self.k < 1:
             raise ValueError(f"k={self.k} must be at least 1")
+
+    def searching(self, retriever: Searcher, encode: Encode | None = None) -> Bot:
+        """This bot, answering from `retriever`; its prompts say what passages are."""
+        spotlit = replace(self.assembler, spotlight=SPOTLIGHT)
+        return replace(self, retriever=retriever, assembler=spotlit, encode=encode or self.encode)
 
     def prepare(self, conversation: Conversation, moderate_all: bool = False) -> Turn:
         """Moderate the newest message, retrieve for it, and assemble the prompt.

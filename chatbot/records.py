@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from chatbot.conversation import Conversation, verdict_records
-from chatbot.core import Reply
+from chatbot.core import Bot, Reply
+from chatbot.engines.base import Generation
 from retrieval.types import Hit
 
 
@@ -43,6 +44,14 @@ def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, A
         "verdicts": behind["verdicts"],
         "notices": behind["notices"],
         "usage": asdict(reply.usage),
+    }
+
+
+def about(bot: Bot, generation: Generation) -> dict[str, Any]:
+    """The model and the settings that answered, as a rating keeps them."""
+    return {
+        "model": bot.model.name,
+        "settings": asdict(generation) | {"system": bot.assembler.system, "k": bot.k},
     }
 
 

@@ -7,15 +7,15 @@ them, so that an interrupt loses nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from chatbot.conversation import Conversation, load_conversations, save_conversations
 from chatbot.core import Bot, Done, Event, Notice, Reply, Text, Turn
 from chatbot.engines.base import ChatModel, Generation
-from chatbot.prompting import LAYOUTS, SPOTLIGHT
-from chatbot.records import feedback_record
+from chatbot.prompting import LAYOUTS
+from chatbot.records import about, feedback_record
 from common.files import append_json_line, read_json, write_json
 from retrieval.types import Hit, Searcher
 
@@ -101,10 +101,7 @@ class Session:
             self.seen = turn.plain
             if turn.prompt is not None:
                 self.seen = bot.model.render(turn.prompt.conversation)
-            self._about = {
-                "model": bot.model.name,
-                "settings": asdict(turn.generation) | {"system": bot.assembler.system, "k": bot.k},
-            }
+            self._about = about(bot, turn.generation)
             if not turn.blocked and turn.plain is None:
                 self.conversation = turn.conversation
                 if said:
@@ -214,7 +211,7 @@ class Session:
     def set_retriever(self, retriever: Searcher) -> None:
         """Answer from this index."""
         self._retriever = retriever
-        self.bot = replace(self.bot, retriever=retriever, assembler=replace(self.bot.assembler, spotlight=SPOTLIGHT))
+        self.bot = self.bot.searching(retriever)
 
     def set_retrieval(self, on: bool) -> None:
         """Switch the index on or off; ValueError where none was ever opened."""

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot.api.errors import ApiError
 from chatbot.api.exchanges import Exchange
-from chatbot.api.generation import about, chat_logprobs, finish_reason, generations, may_block, new_id, usage_record
+from chatbot.api.generation import chat_logprobs, finish_reason, generations, may_block, new_id, usage_record
 from chatbot.api.service import Caller, Service
 from chatbot.api.watch import Watch, WatchedModel
 from chatbot.conversation import Conversation
 from chatbot.core import Bot, Done, Notice, Reply, Text, Turn
 from chatbot.engines.base import Generation, TokenLogprob
-from chatbot.records import evidence
+from chatbot.records import about, evidence
 from moderation.types import ACTIONS
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chatbot.core import Bot, Reply
@@ -61,14 +61,6 @@ def usage_record(replies: Sequence[tuple[int, Reply]], tell_cached: bool) -> dic
 def finish_reason(reply: Reply) -> str:
     """In OpenAI's words."""
     return "content_filter" if reply.blocked else reply.finish_reason
-
-
-def about(bot: Bot, generation: Generation) -> dict[str, Any]:
-    """The model and the settings that answered, as a rating keeps them."""
-    return {
-        "model": bot.model.name,
-        "settings": asdict(generation) | {"system": bot.assembler.system, "k": bot.k},
-    }
 
 
 def may_block(bot: Bot) -> bool:

@@ -13,7 +13,6 @@ from chatbot.api.exchanges import Exchanges
 from chatbot.api.watch import Watch, WatchedModel
 from chatbot.core import Bot
 from chatbot.engines.base import Generation
-from chatbot.prompting import SPOTLIGHT
 from retrieval.search.filters import Filter
 from retrieval.types import Encoder, Hit, Searcher
 
@@ -145,12 +144,7 @@ class Service:
                 self.require(caller, options.index)
         if (found := self.find(caller, options.index if options else None)) is None:
             return bot
-        bot = replace(
-            bot,
-            retriever=found.limited(options.where if options else None),
-            encode=found.encode,
-            assembler=replace(bot.assembler, spotlight=SPOTLIGHT),
-        )
+        bot = bot.searching(found.limited(options.where if options else None), found.encode)
         if options is None:
             return bot
         return replace(bot, k=options.k or bot.k, floor=bot.floor if options.floor is None else options.floor)
