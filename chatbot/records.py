@@ -1,4 +1,10 @@
-"""Answers as JSON values, for `--json`, for the API, and for the feedback file."""
+"""Answers as JSON values, for `--json`, for the API, and for the feedback file.
+
+A line of the feedback file is the whole exchange, so that each can be read alone. `id` names the answer: a person who
+rates it, then says why, or thinks better of it, or corrects it, leaves several lines with one id, of which the last
+holds. So a reader keeps the last of each: `{line["id"]: line for line in lines}`. Answers to one request (`n`) have
+different ids, and so has a text that was put in an answer's place, and was then rated itself.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +62,7 @@ def about(bot: Bot, generation: Generation) -> dict[str, Any]:
 
 
 def feedback_record(
+    id_: str,
     rating: str,
     reason: str,
     edit: str | None,
@@ -64,9 +71,10 @@ def feedback_record(
     seen: str | None,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A rated exchange, a line of the feedback file. `edit`: what the answer should have been; `seen`: the prompt as
-    the model saw it, where it was asked; `about`: the model and the settings that answered."""
+    """A rated exchange, a line of the feedback file. `id_`: of the answer; `edit`: what the answer should have been;
+    `seen`: the prompt as the model saw it, where it was asked; `about`: the model and the settings that answered."""
     return {
+        "id": id_,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rating": rating,
         "reason": reason,

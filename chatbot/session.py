@@ -6,6 +6,7 @@ them, so that an interrupt loses nothing.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Session:
         self.reply: Reply | None = None  # and as answered (partly, when it was stopped)
         self.seen: str | None = None  # exactly what the model saw for it, where it was asked
         self._about: dict[str, Any] = {}  # the model and the settings that answered
+        self._answer_id = ""  # what its ratings have in common
         self._retriever = bot.retriever
         self._pairs = _existing_pairs(files.pairs)
         # Conversations that --save keeps before the current one: those of earlier days, and those ended by a reset.
@@ -101,7 +103,7 @@ class Session:
             self.seen = turn.plain
             if turn.prompt is not None:
                 self.seen = bot.model.render(turn.prompt.conversation)
-            self._about = about(bot, turn.generation)
+            self._about, self._answer_id = about(bot, turn.generation), _new_id()
             if not turn.blocked and turn.plain is None:
                 self.conversation = turn.conversation
                 if said:
@@ -157,7 +159,7 @@ class Session:
         if self.turn is None or self.reply is None or not self.reply.text:
             raise ValueError("there is no answer to rate yet")
         said = self.turn.conversation
-        record = feedback_record(rating, reason, edit, said, self.reply, self.seen, self._about)
+        record = feedback_record(self._answer_id, rating, reason, edit, said, self.reply, self.seen, self._about)
         append_json_line(self.files.feedback, record)
         return self.files.feedback
 
@@ -191,7 +193,8 @@ class Session:
             self.rate("edit", edit=text)
         self.conversation = self.conversation.with_last(content=text)
         if self.reply is not None:
-            self.reply = replace(self.reply, text=text)  # a rating from now on is of the new text
+            self.reply = replace(self.reply, text=text)  # a rating from now on is of the new text,
+            self._answer_id = _new_id()  # which is another answer
         self._autosave()
 
     def set_system(self, text: str) -> None:
@@ -291,3 +294,7 @@ def _number(name: str, value: str, kind: type[int] | type[float]) -> Any:
         return kind(value)
     except ValueError:
         raise ValueError(f"{name}={value} must be a {'whole ' if kind is int else ''}number") from None
+
+
+def _new_id() -> str:
+    return f"answer-{uuid.uuid4().hex}"

@@ -49,8 +49,6 @@ def prepare(service: Service, caller: Caller, request: CompletionRequest, watch:
         raise ApiError(400, f"{asked} completions are asked for, of at most {MAX_ANSWERS} in a request", param="n")
     if request.echo and request.logprobs is not None:
         raise ApiError(400, "logprobs are told of the answer alone; leave echo out", param="echo")
-    if not all(prompts):
-        raise ApiError(400, "a prompt is empty; give some text", param="prompt")
     moderation = request.parley.moderation if request.parley else None
     bot, model = service.bot_for(moderation, each[0], watch)
     for prompt in prompts:

@@ -28,9 +28,9 @@ def rate(service: Service, caller: Caller, request: FeedbackRequest, watch: Watc
         raise ApiError(404, problem, "answer_not_found", "id")
     prompt = exchange.turn.prompt
     seen = service.bot.model.render(prompt.conversation) if prompt is not None else None
-    record = feedback_record(
-        request.rating, request.reason or "", edit, exchange.turn.conversation, reply, seen, exchange.about
-    )
+    said, reason = exchange.turn.conversation, request.reason or ""
+    id_ = f"{request.id}#{request.choice}" if request.choice else request.id
+    record = feedback_record(id_, request.rating, reason, edit, said, reply, seen, exchange.about)
     watch.check()
     with service.exchanges.writing:
         append_json_line(service.feedback, record)

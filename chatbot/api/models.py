@@ -1,4 +1,4 @@
-"""GET /v1/models: the chat model, and the encoders of the caller's indexes."""
+"""GET /v1/models: the chat model, and the encoders and names of the caller's indexes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from chatbot.api.service import Caller, Service
 
 
 def list_models(service: Service, caller: Caller) -> dict[str, Any]:
-    """OpenAI's list of models, the chat model first."""
+    """OpenAI's list of models, the chat model first; and `indexes`, what the caller may search: where there are none,
+    answers come from the model alone."""
     encoders = [service.collections[name].encoder for name in caller.collections]
     names = dict.fromkeys([service.bot.model.name, *(encoder.name for encoder in encoders if encoder)])
     data = [{"id": name, "object": "model", "created": 0, "owned_by": "parley"} for name in names]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": data, "indexes": list(caller.collections)}
 
 
 def get_model(service: Service, caller: Caller, name: str) -> dict[str, Any]:

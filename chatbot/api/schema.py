@@ -30,9 +30,10 @@ def _whole(text: str) -> str:
 
 
 Str = Annotated[str, AfterValidator(_whole)]
-Text = Annotated[Str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_whole)]  # length first: its errors speak of characters then
 Count = Annotated[int, Field(ge=1)]
-Conditions = Annotated[list[Annotated[Str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
+Condition = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_whole)]
+Conditions = Annotated[list[Condition], Field(max_length=16)]
 Stops = Str | Annotated[list[Text], Field(max_length=16)]
 
 
@@ -187,7 +188,7 @@ class CompletionRequest(_Sampling):
     """POST /v1/completions."""
 
     neutral: ClassVar[Mapping[str, Sequence[Any]]] = {"best_of": (1,)}
-    prompt: Str | Annotated[list[Str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     parley: ModerationOption | None = None

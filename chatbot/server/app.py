@@ -61,28 +61,31 @@ def create_app(state: State, page: bool = True) -> FastAPI:
 
 
 def _describe(app: FastAPI) -> None:
-    """/openapi.json: errors as they are (FastAPI would name its own), and the key."""
+    """/openapi.json: errors as they are (FastAPI would name its own), the events of streams, and the key."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema:
             return app.openapi_schema
+        from pydantic.json_schema import models_json_schema
+
+        from chatbot.api.answers import ChatCompletionChunk, CompletionChunk
         from chatbot.api.schema import ErrorBody
 
         schema: dict[str, Any] = describe()
         components = schema.setdefault("components", {})
-        schemas = components.setdefault("schemas", {})
+        described = components.setdefault("schemas", {})
         for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        body = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(body.pop("$defs", {}))
-        schemas["ErrorBody"] = body
+            described.pop(name, None)
+        for kind in (ErrorBody, ChatCompletionChunk, CompletionChunk):
+            _, found = models_json_schema([(kind, "serialization")], ref_template="#/components/schemas/{model}")
+            described |= found["$defs"]
         content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
         errors = {str(status): {"description": "Error", "content": content} for status in ERRORS}
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
-                operation["responses"] |= errors
+                operation["responses"] = errors | operation["responses"]
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{}, {"key": []}]
         app.openapi_schema = schema

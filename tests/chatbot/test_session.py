@@ -286,6 +286,7 @@ def test_a_rating_is_a_whole_record(files: Files) -> None:
     assert session.rate("good", "it is right 😀") == files.feedback
     (record,) = records(files)
     assert record.pop("time").endswith("+00:00")
+    assert record.pop("id").startswith("answer-")
     settings = record.pop("settings")
     assert record == {
         "rating": "good",
@@ -321,6 +322,27 @@ def test_ratings_are_appended(files: Files) -> None:
         session.rate(rating)  # type: ignore[arg-type]
     assert [(record["answer"], record["rating"]) for record in records(files)] == [("one", "good"), ("two", "bad")]
     assert [len(record["messages"]) for record in records(files)] == [1, 3]
+
+
+def test_ratings_of_one_answer_have_one_id_and_the_last_holds(files: Files) -> None:
+    session = make(files)
+    say(session, "one")
+    session.rate("good")
+    session.rate("bad", "dull")
+    say(session, "two")
+    session.rate("good")
+    for _ in session.regenerate():
+        pass
+    session.rate("bad")
+    session.edit("2")
+    session.rate("good")
+    ids = [record["id"] for record in records(files)]
+    assert ids[0] == ids[1]
+    assert ids[3] == ids[4]
+    assert len(set(ids)) == 4  # the last is of the corrected text
+    lasting = {record["id"]: record for record in records(files)}
+    found = [(record["rating"], record["reason"], record["edit"]) for record in lasting.values()]
+    assert found == [("bad", "dull", None), ("good", "", None), ("edit", "", "2"), ("good", "", None)]
 
 
 def test_an_answer_that_no_model_gave_has_no_prompt(files: Files) -> None:

@@ -10,6 +10,7 @@ clients. The server's memory is read after a warm-up of a fifth of the time, and
 from __future__ import annotations
 
 import collections
+import contextlib
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ import click
 import httpx
 
 from common.cli import OneLineCommand
-from tools.torture.requests import memory_mib, server
+from tools.torture.requests import memory_mib, server, small_server
 
 QUESTIONS = ("What is Zurich?", "When did Zurich join the Swiss Confederation?", "What do people in Zurich speak?")
 
@@ -66,7 +67,9 @@ class Clients:
 @click.argument("flags", nargs=-1)
 def cli(clients: int, seconds: float, max_tokens: int, flags: tuple[str, ...]) -> None:
     """Keep the server busy and print what came of it."""
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder), list(flags)) as (port, process, log):
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        port, process, log = stack.enter_context(server(folder, list(flags) or small_server(folder, "echo", None)))
         memory = []
 
         def watch() -> None:

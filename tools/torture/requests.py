@@ -1,12 +1,14 @@
 """Send a server whatever may come over the net, and see that it refuses what it should and stays well.
 
     python -m tools.torture.requests --num 100000 --seed 0
+    python -m tools.torture.requests --num 1000 --engine llamacpp --model smollm2-135m
 
 Most requests are made from the server's own /openapi.json and then damaged: other types, missing and unknown fields,
 huge and tiny numbers, half characters, deep nesting, cut and swapped bytes, wrong content types, methods, paths and
 headers; some clients leave before the answer. No answer may be a 5xx or show a traceback, every error must have
 OpenAI's shape, every stream must end as streams do, and at the end the server must answer as at the beginning. Exits
-with 1 where anything else happens. Arguments after `--` are given to the server.
+with 1 where anything else happens. The server has a small index, and answers in at most 16 tokens unless a request
+asks for more; arguments after `--` are given to it last.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import click
 from tools.torture.messages import Message, Messages
 
 STARTING = 120.0  # seconds that a server may take to start
+ANSWERING = 330.0  # seconds for an answer: a server ends it after 300 (--request-seconds)
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Client:
         if message.leave:
             return self._leave(message), None
         for attempt in range(2):  # an idle connection may have been closed meanwhile
-            connection = self._connection or http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+            connection = self._connection or http.client.HTTPConnection("127.0.0.1", self._port, timeout=ANSWERING)
             fresh, self._connection = self._connection is None, connection
             try:
                 connection.request(message.method, message.path, message.body, message.headers)
@@ -93,7 +96,7 @@ class Client:
         head = "".join(f"{name}: {value}\r\n" for name, value in message.headers.items())
         start = f"{message.method} {message.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}"
         start += f"Content-Length: {len(message.body)}\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", self._port), timeout=60) as connection:
+        with socket.create_connection(("127.0.0.1", self._port), timeout=ANSWERING) as connection:
             connection.sendall(start.encode("latin-1", "replace") + message.body[: message.leave])
         return "left"
 
@@ -133,21 +136,23 @@ def torture(port: int, num: int, seed: int, num_clients: int, schema: dict[str, 
     return outcome
 
 
+def small_server(folder: Path, engine: str, model: str | None) -> list[str]:
+    """The arguments of a server with an index of one passage, which is built, and short answers."""
+    from retrieval.writing.building import build_index
+
+    text = "# The harbour\n\nThe harbour bridge was opened in 1932.\n"
+    (folder / "harbour.md").write_text(text, encoding="utf-8")
+    build_index([folder / "harbour.md"], folder / "index", "hash")
+    given = ["--engine", engine, *(["--model", model] if model else []), "--index", str(folder / "index")]
+    return [*given, "--no-moderation", "--feedback", str(folder / "feedback.jsonl"), "--max-tokens", "16"]
+
+
 @contextlib.contextmanager
 def server(folder: Path, arguments: list[str]) -> Iterator[tuple[int, subprocess.Popen[str], Path]]:
-    """A server of its own with a small index, ready; (port, process, its stderr). Ended with SIGTERM."""
+    """A server of its own, ready; (port, process, its stderr). Ended with SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    if not arguments:
-        from retrieval.writing.building import build_index
-
-        (folder / "harbour.md").write_text(
-            "# The harbour\n\nThe harbour bridge was opened in 1932.\n", encoding="utf-8"
-        )
-        build_index([folder / "harbour.md"], folder / "index", "hash")
-        arguments = ["--engine", "echo", "--index", str(folder / "index"), "--no-moderation"]
-        arguments += ["--feedback", str(folder / "feedback.jsonl")]
     command = [sys.executable, "-m", "chatbot.server", "--port", str(port), *arguments]
     log = folder / "stderr"
     with open(log, "w", encoding="utf-8") as stderr:
@@ -173,7 +178,7 @@ def _wait(process: subprocess.Popen[str], port: int, log: Path) -> None:
 
 def get(port: int, path: str, body: Any = None) -> Any:
     """The JSON of a good answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWERING)
     with contextlib.closing(connection):
         method, data = ("POST", json.dumps(body)) if body is not None else ("GET", None)
         connection.request(method, path, data, {"Content-Type": "application/json"})
@@ -191,13 +196,18 @@ def memory_mib(pid: int) -> float:
 @click.option("--num", type=click.IntRange(min=1), default=100_000, show_default=True, help="Requests.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which ones.")
 @click.option("--clients", type=click.IntRange(min=1), default=4, show_default=True, help="Connections at once.")
+@click.option("--engine", default="echo", show_default=True, help="Of the server: llamacpp, transformers ...")
+@click.option("--model", help="Of the server, for an engine that has one.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def cli(num: int, seed: int, clients: int, arguments: tuple[str, ...]) -> None:
+def cli(num: int, seed: int, clients: int, engine: str, model: str | None, arguments: tuple[str, ...]) -> None:
     """Torture a server with requests."""
     question = {"messages": [{"role": "user", "content": "hello there"}], "max_tokens": 8}
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder), list(arguments)) as (port, process, log):
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        started_with = [*small_server(folder, engine, model), *arguments]
+        port, process, log = stack.enter_context(server(folder, started_with))
         schema = get(port, "/openapi.json")
-        torture(port, min(num, 1000), seed + 1, clients, schema)  # to warm up
+        torture(port, min(num // 10 + 1, 1000), seed + 1, clients, schema)  # to warm up
         before, started = memory_mib(process.pid), time.monotonic()
         outcome = torture(port, num, seed, clients, schema)
         seconds = time.monotonic() - started

@@ -34,10 +34,10 @@ export function saveKey(key) {
   }
 }
 
-/** The name of the model that answers: the server's list has it first. */
-export async function modelName() {
-  const { data } = await json(await call("v1/models"));
-  return String(data?.[0]?.id ?? "");
+/** {model: the name of the one that answers, hasDocuments: whether there is an index to answer from}. */
+export async function aboutServer() {
+  const { data, indexes } = await json(await call("v1/models"));
+  return { model: String(data?.[0]?.id ?? ""), hasDocuments: !Array.isArray(indexes) || indexes.length > 0 };
 }
 
 export async function sendFeedback(feedback) {

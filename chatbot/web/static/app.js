@@ -1,6 +1,6 @@
 // The page at work: one chat on it, at most one answer under way. What things look like is in the other files.
 
-import { ApiError, ask, modelName } from "./api.js";
+import { ApiError, aboutServer, ask } from "./api.js";
 import { canBeRated, isUnderWay, messagesFor, newChat, newExchange, titleOf, toRecord, unanswered } from "./chats.js";
 import { Composer } from "./composer.js";
 import { askKey, askSettings, confirm } from "./dialogs.js";
@@ -23,7 +23,7 @@ class App {
   underWay = null; // {stop: AbortController}
   runs = new WeakMap(); // exchange -> the latest run for it
   deleted = new WeakSet(); // chats that an answer still on its way must not save again
-  model = "";
+  server = { model: "", hasDocuments: true }; // until it says otherwise
   unreadable = 0; // saved chats that are damaged
   settings = storage.loadSettings();
 
@@ -130,12 +130,12 @@ class App {
   }
 
   #request(exchange, temperature) {
-    const { documents, passages } = this.settings;
+    const [{ model, hasDocuments }, { documents, passages }] = [this.server, this.settings];
     const request = { messages: messagesFor(this.chat, exchange), stream_options: { include_usage: true } };
-    if (this.model) request.model = this.model;
+    if (model) request.model = model;
     if (temperature !== null) request.temperature = temperature;
-    const own = { ...(documents ? {} : { retrieval: false }), ...(documents && passages ? { k: passages } : {}) };
-    if (Object.keys(own).length) request.parley = own;
+    const own = documents ? passages && { k: passages } : { retrieval: false };
+    if (hasDocuments && own) request.parley = own;
     return request;
   }
 
@@ -270,13 +270,14 @@ class App {
 
   // Server and reader -------------------------------------------------------------------------------------------------
 
-  /** Asks the server for its model, and says so where there is no answer. */
+  /** Asks the server for its model and whether it has documents, and says so where there is no answer. */
   async connect() {
     const banner = byId("banner");
     banner.hidden = true;
     try {
-      this.model = await modelName();
-      byId("model-name").textContent = this.model;
+      this.server = await aboutServer();
+      byId("model-name").textContent = this.server.model;
+      document.body.classList.toggle("no-documents", !this.server.hasDocuments);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (error.kind === "key") return void (await this.enterKey(error.message));

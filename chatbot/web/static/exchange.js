@@ -97,7 +97,8 @@ export class ExchangeView {
   #actionRow() {
     const { exchange, actions } = this;
     const tools = { onChange: actions.save, say: actions.say };
-    const feedback = canBeRated(exchange) ? new FeedbackView(exchange, tools) : null;
+    // What the reader wrote is not the server's answer any more: a thumb would be recorded for that one.
+    const feedback = canBeRated(exchange) && !exchange.edited ? new FeedbackView(exchange, tools) : null;
     const copy = iconButton("copy", "Copy the answer", async () => {
       if (!(await actions.copy(exchange.answer))) return;
       copy.replaceChildren(icon("done"));

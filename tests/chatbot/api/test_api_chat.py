@@ -357,7 +357,8 @@ def test_log_probabilities_of_a_plain_completion():
     ("body", "named"),
     [
         ({}, "prompt is missing"),
-        ({"prompt": ""}, "a prompt is empty"),
+        ({"prompt": ""}, "prompt='': string should have at least 1 character"),
+        ({"prompt": ["x", ""]}, "prompt.1='': string should have at least 1 character"),
         ({"prompt": []}, "prompt="),
         ({"prompt": [1, 2]}, "prompt.0=1"),
         ({"prompt": ["a"] * 5, "n": 8}, "40 completions are asked for, of at most 32"),

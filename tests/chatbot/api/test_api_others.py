@@ -149,6 +149,8 @@ def test_without_an_index_there_is_no_encoder(service):
             attempt()
         assert (error.value.status, error.value.code) == (404, "not_enabled")
     assert [model["id"] for model in models.list_models(service, nobody)["data"]] == ["parrot"]
+    told = [models.list_models(service, each)["indexes"] for each in (ALICE, BOB, nobody)]
+    assert told == [["hills", "rivers"], ["rivers"], []]
 
 
 # Embeddings and rerank ------------------------------------------------------------------------------------------------
@@ -251,6 +253,7 @@ def test_a_rating_is_kept_as_the_shell_keeps_it(service, collections, tmp_path):
     session.rate("good", "yes")
     ours, shells = (json.loads(path.read_text()) for path in (service.feedback, tmp_path / "shell.jsonl"))
     assert ours.pop("time")[:10] == shells.pop("time")[:10]
+    assert (ours.pop("id")[:9], shells.pop("id")[:7]) == ("chatcmpl-", "answer-")
     assert ours == shells
     assert ours["passages"][0]["text"].startswith("The river Teme")
 
@@ -269,6 +272,19 @@ def test_each_rating_and_each_choice(service):
         rate(service, id=body["id"], rating="good", choice=2)
     with pytest.raises(ApiError, match="rating='great'"):
         rate(service, id=body["id"], rating="great")
+
+
+def test_a_thumb_and_its_reason_have_one_id_and_the_last_holds(service):
+    one, two = answered(service, "hello", n=2)["id"], answered(service, "hello")["id"]
+    rate(service, id=one, rating="bad")
+    rate(service, id=two, rating="good")
+    rate(service, id=one, rating="bad", reason="dull")
+    rate(service, id=one, rating="good", choice=1)
+    rate(service, id=two, rating="edit", edit="Better.")
+    lines = [json.loads(line) for line in service.feedback.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [one, two, one, f"{one}#1", two]
+    found = {line["id"]: (line["rating"], line["reason"], line["edit"]) for line in lines}
+    assert found == {one: ("bad", "dull", None), two: ("edit", "", "Better."), f"{one}#1": ("good", "", None)}
 
 
 def test_nobody_rates_anothers_answer(service):

@@ -66,8 +66,13 @@ class FakeApi:
         self.feedback: list[JSON] = []
         self.feedback_status = 200
         self.key: str | None = None
+        self.indexes: list[str] = ["default"]
         self.gone = threading.Event()  # set when a client left a stream that holds
         self._numbers = itertools.count(1)
+
+    def models(self) -> JSON:
+        data = [{"id": "parrot", "object": "model", "created": 0, "owned_by": "parley"}]
+        return {"object": "list", "data": data, "indexes": self.indexes}
 
     def next(self) -> tuple[str, Answer]:
         answer = self.script.pop(0) if self.script else Answer(sources=[source()])
@@ -90,7 +95,7 @@ class FakeApi:
             return JSONResponse(error_body("a valid API key is needed"), status_code=401)
 
         async def models(request: Request) -> Response:
-            return refused(request) or JSONResponse({"object": "list", "data": [{"id": "parrot"}]})
+            return refused(request) or JSONResponse(self.models())
 
         async def feedback(request: Request) -> Response:
             if self.feedback_status != 200:

@@ -117,6 +117,7 @@ def test_an_answer_is_edited_and_the_chat_goes_on_with_it(reader):
     reader.until(lambda: reader.answers() == ["In 1932 1."])
     assert reader.api.feedback == [{"id": "chatcmpl-1", "rating": "edit", "edit": "In 1932 [1]."}]
     assert "Edited by you" in reader.text(".after")
+    assert not reader.all('[aria-label="Good answer"]')  # the server would take it for its own words
     reader.ask("second")
     assert contents(reader.api.requests[-1]) == ["first", "In 1932 [1].", "second"]
 
@@ -183,6 +184,29 @@ def test_the_documents_can_be_left_out_and_the_passages_counted(reader):
     reader.click("dialog [type=submit]")
     reader.open().ask("second")
     assert reader.api.requests[-1]["parley"] == {"k": 7}
+
+
+def test_a_server_without_documents_says_so_and_is_not_asked_to_search(reader):
+    assert reader.one(".switch").is_displayed()
+    assert "no documents" not in reader.one("main").text.lower()
+    reader.click("#settings")
+    reader.one("#passages").send_keys("7")
+    reader.click("dialog [type=submit]")
+    reader.api.indexes = []
+    reader.open()
+    assert not reader.all(".switch")
+    assert "answers come from the model alone" in reader.one("#welcome").text
+    assert "where the answer" not in reader.one("#welcome").text
+    assert "answers come from the model alone" in reader.one("#composer").text
+    reader.api.script = [Answer(pieces=("From memory.",))]
+    reader.ask("first")
+    assert "parley" not in reader.api.requests[-1]
+    assert "No documents behind this answer" in reader.text(".after")
+    assert "answers come from the model alone" in reader.one("#composer").text
+    reader.api.indexes = ["handbook"]
+    reader.open().ask("second")
+    assert reader.api.requests[-1]["parley"] == {"k": 7}
+    assert reader.one(".switch").is_displayed()
 
 
 # What goes wrong -----------------------------------------------------------------------------------------------------
