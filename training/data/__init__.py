@@ -1,0 +1,1 @@
+"""From files to what is trained on: mixtures of sources, their formats, typed rows, examples."""
