@@ -1,0 +1,1 @@
+"""What a training run tells while it runs: console, `train.log`, `metrics.jsonl`, loss curves, and other trackers."""
