@@ -84,9 +84,28 @@ class Renderer:
         self._check_specials(safe, text, ids, add_generation_prompt)
         return self._prefix + ids
 
-    def plain_ids(self, text: str) -> list[int]:
-        """Ids of text without any template, for plain completion; special tokens in it count as what they are."""
-        return self._automatic_prefix() + self._ids(text)
+    def plain_ids(self, text: str, beginning: bool = True) -> list[int]:
+        """Ids of text without any template, for plain completion; special tokens in it count as what they are.
+
+        At the `beginning` of a text stands what the tokenizer puts there by itself, once: a text that was rendered by
+        a template may have it already.
+        """
+        ids, prefix = self._ids(text), self._automatic_prefix() if beginning else []
+        return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+    def harmless_ids(self, text: str) -> list[int]:
+        """Ids of text without any template, with special tokens and role markers broken up."""
+        return self._ids(self.escape(text))
+
+    @property
+    def beginning_ids(self) -> list[int]:
+        """What stands before every conversation, where the template does not write it itself."""
+        return list(self._prefix)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the tokenizer's special tokens."""
+        return frozenset(self._special_tokens)
 
     def count(self, conversation: Conversation) -> int:
         """Tokens of the prompt, generation prompt included."""

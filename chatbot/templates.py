@@ -13,10 +13,15 @@ DEFAULT_TEMPLATE = "human-assistant"
 
 @dataclass(frozen=True)
 class Template:
-    """`jinja` renders `messages` and `add_generation_prompt`; generation ends at any of `stops`."""
+    """`jinja` renders `messages` and `add_generation_prompt`; generation ends at any of `stops`.
+
+    `learned` is the same for a model that is trained on it: each reply ends in the end-of-sequence token, which such a
+    model learns to stop with.
+    """
 
     jinja: str
     stops: tuple[str, ...]
+    learned: str
 
 
 def _labelled(user: str, bot: str, end: str, stops: tuple[str, ...]) -> Template:
@@ -25,14 +30,15 @@ def _labelled(user: str, bot: str, end: str, stops: tuple[str, ...]) -> Template
         "{%- for message in messages -%}"
         "{%- if message.role == 'system' -%}{{ message.content + '\n\n' }}"
         "{%- elif message.role == 'user' -%}{{ USER + message.content + END }}"
-        "{%- else -%}{{ BOT + message.content + END }}{%- endif -%}"
+        "{%- else -%}{{ BOT + message.content + REPLY_END }}{%- endif -%}"
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ PROMPT }}{%- endif -%}"
     )
+    learned = jinja.replace("REPLY_END", "eos_token + END")
     # The prompt has no space at its end: most tokenizers attach a space to the word that follows.
-    for name, value in (("USER", user), ("BOT", bot), ("END", end), ("PROMPT", bot.rstrip(" "))):
-        jinja = jinja.replace(name, repr(value))
-    return Template(jinja, stops)
+    for name, value in (("REPLY_END", end), ("USER", user), ("BOT", bot), ("END", end), ("PROMPT", bot.rstrip(" "))):
+        jinja, learned = jinja.replace(name, repr(value)), learned.replace(name, repr(value))
+    return Template(jinja, stops, learned)
 
 
 _CHATML = (
@@ -65,9 +71,9 @@ TEMPLATES: dict[str, Template] = {
     "alpaca": _labelled(
         "### Instruction:\n", "### Response:\n", "\n\n", stops=("\n### Instruction:", "\n### Response:")
     ),
-    "chatml": Template(_CHATML, ("<|im_end|>", "<|im_start|>")),
-    "zephyr": Template(_ZEPHYR, ("<|user|>", "<|system|>")),
-    "llama-2": Template(_LLAMA_2, ("[INST]",)),
+    "chatml": Template(_CHATML, ("<|im_end|>", "<|im_start|>"), _CHATML),
+    "zephyr": Template(_ZEPHYR, ("<|user|>", "<|system|>"), _ZEPHYR),
+    "llama-2": Template(_LLAMA_2, ("[INST]",), _LLAMA_2),
 }
 
 

@@ -1,0 +1,75 @@
+"""The loss of language models, and how it is computed only where it is asked for.
+
+N: positions with a loss; V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from training.examples.collate import IGNORE, Batch
+
+if TYPE_CHECKING:
+    import torch
+
+
+def negative_log_likelihood(
+    logits_NV: torch.Tensor, labels_N: torch.Tensor, weights_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """sum_n w_n * -log softmax(logits_n)[label_n], in float32 (Bengio et al. 2003, eq. 3.1). Lower is better.
+
+    A sum and not a mean: the caller divides by the tokens of the whole step, so that neither accumulation nor the
+    number of processes changes the gradient.
+    """
+    from torch.nn.functional import cross_entropy
+
+    if weights_N is None:
+        return cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+    return (weights_N * cross_entropy(logits_NV.float(), labels_N, reduction="none")).sum()
+
+
+def language_model_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """The summed negative log-likelihood of a batch (see training/examples/collate.py); 0 where nothing has a loss."""
+    inputs = {key: value for key, value in batch.items() if key not in ("shift_labels", "weights")}
+    keep_BT = batch["shift_labels"].ne(IGNORE)
+    empty = not bool(keep_BT.any())
+    if empty:
+        keep_BT = keep_BT.clone()
+        keep_BT[0, 0] = True  # every process must compute gradients, if only zeros
+    weights = batch.get("weights")
+    with _head_only_at(model, keep_BT):
+        logits_NV = model(**inputs, use_cache=False).logits
+    if empty:
+        nothing: torch.Tensor = logits_NV.float().sum() * 0.0
+        return nothing
+    labels_N = batch["shift_labels"][keep_BT]
+    return negative_log_likelihood(logits_NV, labels_N, None if weights is None else weights[keep_BT])
+
+
+@contextmanager
+def _head_only_at(model: Any, keep_BT: torch.Tensor) -> Iterator[None]:
+    """Let the model's last layer, from hidden states to logits, see only the positions that are kept.
+
+    That layer is a fifth of a small model's work and most of its memory, and a prompt's logits are never looked at.
+    Whatever a model does to its logits afterwards (scaling, soft caps) it does to each position alone.
+    """
+    inner = model
+    while hasattr(inner, "module"):  # DistributedDataParallel
+        inner = inner.module
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    shape = keep_BT.shape
+
+    def select(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0]
+        if hidden.shape[1] > shape[1]:  # virtual tokens of a prompt adapter stand before
+            hidden = hidden[:, -shape[1] :]
+        return (hidden[keep_BT], *args[1:])
+
+    handle = inner.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
