@@ -35,7 +35,7 @@ $(VENV)/.server: $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/.server
 	@echo "Installing what the tests need ..." >&2
-	@$(INSTALL) --quiet --editable ".[gguf,lora,server,dev]" >&2
+	@$(INSTALL) --quiet --editable ".[gguf,lora,server,train,trackers,dev]" >&2
 	@touch $@
 
 $(CHAT_MODEL): | $(VENV)/.base

@@ -100,4 +100,4 @@ def test_links_lead_somewhere() -> None:
 def test_conda_installs_the_same() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["--constraint constraints.txt", "--editable .[gguf,lora,server,dev]"]
+    assert pip == ["--constraint constraints.txt", "--editable .[gguf,lora,server,train,trackers,dev]"]

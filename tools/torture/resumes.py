@@ -1,0 +1,262 @@
+"""Training runs killed at random moments and started again: is the result that of a run nobody touched, bit for bit?
+
+Run: python -m tools.torture.resumes [--kills 20]
+
+A table: for whole models, LoRA, packed rows and two processes (gloo), how many of the killed runs ended in the same
+weights, the same state of the optimizer and the same loss curve. Each run is a process forked from one that has the
+libraries imported; it gets SIGKILL after a random share of the time the undisturbed run took, in the middle of whatever
+it does, and is started again until it ends by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from common.cli import OneLineCommand
+
+VARIANTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "full": (1, ()),
+    "lora": (1, ("peft=lora", "peft.dropout=0.1")),
+    "packed": (1, ("data.packing=true",)),
+    "two processes": (2, ("trainer.batch_size=2",)),
+}
+SETTINGS = (
+    "method=sft",
+    "model.device=cpu",
+    "data.max_length=128",
+    "data.eval_fraction=0.2",
+    "trainer.batch_size=4",
+    "trainer.accumulate=2",
+    "trainer.epochs=3",
+    "trainer.lr=1e-3",
+    "trainer.log_every=3",  # not in step with saving: half a log's losses must survive
+    "trainer.save_every=4",
+)
+TIMES = ("runtime", "per_second", "time", "memory")  # what may differ in a loss curve
+
+
+def start(overrides: Sequence[str], num_processes: int) -> list[int]:
+    """Fork the processes of a run; their ids."""
+    port = _free_port() if num_processes > 1 else None
+    return [_fork(overrides, rank, num_processes, port) for rank in range(num_processes)]
+
+
+def _fork(overrides: Sequence[str], rank: int, num_processes: int, port: int | None) -> int:
+    if pid := os.fork():
+        return pid
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            if os.environ.get("PARLEY_DEBUG") != "1":
+                os.dup2(nowhere.fileno(), 2)
+        if port is not None:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(num_processes)}
+        from training.config.door import compose
+        from training.methods import method_run
+
+        config = compose(overrides)
+        method_run(config.method.name)(config)
+    except BaseException:
+        if os.environ.get("PARLEY_DEBUG") == "1":
+            raise
+        os._exit(1)
+    os._exit(0)
+
+
+def wait(pids: Sequence[int], seconds: float | None = None) -> bool:
+    """Whether all ended well; after `seconds` they are killed instead, and it is False."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    left = set(pids)
+    well = True
+    while left:
+        for pid in list(left):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                left.discard(pid)
+                well = well and status == 0
+        if left and (not well or (deadline is not None and time.monotonic() > deadline)):
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            for pid in left:
+                os.waitpid(pid, 0)
+            return False
+        time.sleep(0.002)
+    return well
+
+
+def result(run: Path) -> dict[str, Any]:
+    """What must be the same: bytes of the weights and of the optimizer's state, and the loss curve."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    curve = [{key: value for key, value in line.items() if not any(word in key for word in TIMES)} for line in history]
+    weights = {path.name: path.read_bytes() for path in sorted(run.glob("*.safetensors"))}
+    return {
+        "weights": weights,
+        "optimizer": (newest / "training" / "optimizer.safetensors").read_bytes(),
+        "curve": [line for line in curve if "train_loss" not in line],
+    }
+
+
+def killed_run(overrides: Sequence[str], run: Path, num_processes: int, delays: Sequence[float]) -> int:
+    """Run, kill after each of `delays` (s) and start again, at last to the end; how many kills hit."""
+    hits = 0
+    for delay in delays:
+        if wait(start([*overrides, f"trainer.output={run}"], num_processes), delay):
+            return hits
+        hits += 1
+    if not wait(start([*overrides, f"trainer.output={run}"], num_processes)):
+        raise ValueError(f"the run in {run} failed; set PARLEY_DEBUG=1 to see why")
+    return hits
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def tiny_model(folder: Path) -> Path:
+    """A llama with random weights and dropout, and a tokenizer of single bytes with ChatML turns."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from chatbot.templates import find_template
+
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        bos_token=special[1],
+        eos_token=special[2],
+        pad_token=special[2],
+        additional_special_tokens=list(special),
+        chat_template=find_template("chatml").jinja,
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(letters),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        attention_dropout=0.1,  # random numbers are part of the state
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_data(path: Path, num: int = 60) -> Path:
+    """Conversations of different lengths."""
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(num):
+            answer = " ".join(f"{number}+{each}={number + each}" for each in range(number % 6 + 1))
+            turns = [{"role": "user", "content": f"Add to {number}."}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+def preload() -> None:
+    """Import what every run needs, once, before forking; and compute nothing, so that no threads exist."""
+    import peft
+    import torch
+    import transformers.trainer
+
+    import training.language_model
+    import training.trainer
+
+    del peft, transformers, training
+    torch.set_num_threads(1)
+
+
+@click.command(cls=OneLineCommand)
+@click.option("--kills", type=click.IntRange(1), default=20, show_default=True, help="Killed runs a variant.")
+@click.option("--seed", default=0, show_default=True)
+def cli(kills: int, seed: int) -> None:
+    """Kill training runs and compare what they come to."""
+    preload()
+    draw = random.Random(seed)  # noqa: S311  # moments, not secrets
+    folder = Path(tempfile.mkdtemp(prefix="parley-resumes-"))
+    try:
+        wait([_fork_model(folder / "model")])
+        common = [*SETTINGS, f"model={folder / 'model'}", f"data={tiny_data(folder / 'data.jsonl')}"]
+        common.append(f"data.cache={folder / 'cache'}")
+        different = sum(
+            _try_variant([*common, *more], name, folder, num, kills, draw) for name, (num, more) in VARIANTS.items()
+        )
+        click.echo(
+            f"two processes of 2 rows and one of 4, without dropout: {_spread(common, folder):.1e} apart at most"
+        )
+    finally:
+        shutil.rmtree(folder)
+    sys.exit(1 if different else 0)
+
+
+def _try_variant(
+    overrides: Sequence[str], name: str, folder: Path, num_processes: int, kills: int, draw: random.Random
+) -> int:
+    """Show a line of the table; how many runs differed."""
+    reference = folder / "reference"
+    began = time.monotonic()
+    killed_run(overrides, reference, num_processes, [])
+    took = time.monotonic() - began
+    expected, same, hits = result(reference), 0, 0
+    for number in range(kills):
+        run = folder / f"run-{number}"
+        hits += killed_run(overrides, run, num_processes, [draw.uniform(0.2, 1.0) * took for _ in range(2)])
+        same += result(run) == expected
+        shutil.rmtree(run)
+    shutil.rmtree(reference)
+    click.echo(f"{name:<15}{same}/{kills} identical after {hits} kills ({took:.1f} s undisturbed)")
+    return kills - same
+
+
+def _spread(common: Sequence[str], folder: Path) -> float:
+    """The greatest difference between weights trained by two processes and by one, on the same rows a step."""
+    from safetensors.numpy import load_file
+
+    plain = folder / "plain"
+    shutil.copytree(folder / "model", plain)
+    settings = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.0}))
+    weights = []
+    for num_processes in (1, 2):
+        run = folder / f"of-{num_processes}"
+        rows = f"trainer.batch_size={4 // num_processes}"
+        killed_run([*common, f"model={plain}", rows], run, num_processes, [])
+        weights.append(load_file(run / "model.safetensors"))
+    return max(float(abs(weights[0][name] - weights[1][name]).max()) for name in weights[0])
+
+
+def _fork_model(folder: Path) -> int:
+    """Make the model in a process of its own: this one must not compute."""
+    if pid := os.fork():
+        return pid
+    tiny_model(folder)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    cli()

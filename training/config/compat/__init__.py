@@ -1,0 +1,1 @@
+"""Other systems' languages: `speaker.py` understands Speaker's keys."""

@@ -1,0 +1,69 @@
+"""Train a model: one door for every method.
+
+Run: python training/main.py method=sft model=smollm2-135m data=chats.jsonl trainer.output=runs/mine
+     python training/main.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):  # started by its path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import click
+
+from common.cli import OneLineCommand
+from common.plugins import plugin
+from training.config.compat.speaker import translated
+from training.config.door import compose
+from training.methods import method_run
+from training.processes import is_first
+
+if TYPE_CHECKING:
+    from training.config.schema import Config
+
+
+@click.command(cls=OneLineCommand)
+@click.argument("overrides", nargs=-1, metavar="KEY=VALUE ...")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="A YAML file of keys; KEY=VALUE beat it.")
+@click.option("--show", is_flag=True, help="Print the whole configuration, checked, and do nothing.")
+def cli(overrides: Sequence[str], file: Path | None, show: bool) -> None:
+    """Train a model, as KEY=VALUE say. docs/training.md explains, docs/training-reference.md lists all keys.
+
+    method=sft model=smollm2-135m data=chats.jsonl are the three that must be given.
+
+    Speaker's keys are understood too, where train_mode= or eval_mode= is among them: docs/migrating.md.
+    """
+    request = translated(overrides, file)
+    config = None if request.overrides is None else compose(request.overrides, request.file)
+    if show:
+        _show(config, request.evaluation)
+        return
+    if request.told and is_first():
+        click.echo(request.told, err=True)
+    # Its files are read now: after days of training is too late to find one missing.
+    speaking = plugin("parley.speaker")(**request.evaluation) if request.evaluation else None
+    model = request.model
+    if config is not None:
+        model = str(method_run(config.method.name)(config))
+        if is_first():
+            click.echo(model)
+    if speaking is not None and is_first():
+        speaking.run(model)
+
+
+def _show(config: Config | None, evaluation: dict[str, Any] | None) -> None:
+    from omegaconf import OmegaConf
+
+    if config is not None:
+        click.echo(OmegaConf.to_yaml(OmegaConf.structured(config)), nl=False)
+    if evaluation is not None:
+        click.echo(OmegaConf.to_yaml(OmegaConf.create({"evaluation": evaluation})), nl=False)
+
+
+if __name__ == "__main__":
+    cli()

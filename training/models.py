@@ -1,0 +1,147 @@
+"""The model that is trained, its tokenizer and renderer: pretrained or from scratch, whole or under an adapter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot.rendering import Renderer
+from chatbot.templates import DEFAULT_TEMPLATE, find_template
+from common.devices import choose_device
+from common.models import loading_errors, resolve_model
+from training.adapters import add_adapter, open_adapter, trainable_share
+
+if TYPE_CHECKING:
+    from training.config.schema import Config, ModelConfig
+
+
+@dataclass
+class Loaded:
+    """`model` on the CPU or, if quantised, where it will run; `about` is told at the start and kept in run.json."""
+
+    model: Any
+    tokenizer: Any
+    renderer: Renderer
+    encoder_decoder: bool
+    about: dict[str, Any]
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a batch up. It may be the end-of-sequence token too: padding is known by place, not by id."""
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return int(end if pad is None else pad)
+
+
+def load(config: Config, checkpoint: Path | None = None) -> Loaded:
+    """Open what `config.model` and `config.peft` say; with `checkpoint` its weights instead of the first ones.
+
+    Raises ValueError where that cannot be done.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = Path(resolve_model(config.model.name))
+    base, adapter = _base_of(folder)
+    with loading_errors(config.model.name):
+        tokenizer = load_tokenizer(config.model, folder)
+        whole = base if checkpoint is None or config.peft.name or adapter else str(checkpoint)
+        model = _weights(config, whole, len(tokenizer), fresh=checkpoint is None)
+        if adapter is not None and not config.peft.name:
+            raise ValueError("it is an adapter; to train it further set peft to its method, as peft=lora")
+        if config.peft.name:
+            start = checkpoint or adapter
+            model = open_adapter(model, start) if start else add_adapter(model, config.peft, config.model)
+    renderer = Renderer(tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of '{config.model.name}' has no end-of-sequence token, which replies must end in"
+        )
+    about = {
+        "architecture": type(model.get_base_model() if config.peft.name else model).__name__,
+        "parameters": sum(each.numel() for each in model.parameters()),
+        "trainable": trainable_share(model)[0],
+    }
+    return Loaded(model, tokenizer, renderer, bool(model.config.is_encoder_decoder), about)
+
+
+def load_tokenizer(model: ModelConfig, folder: Path) -> Any:
+    """The tokenizer, with a chat template that ends replies: the model's own, or a named one where it has none or
+    `model.template` asks for it. It is saved with the trained model, so that chat sees what training saw."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(model.tokenizer) if model.tokenizer else folder)
+    if model.template or not getattr(tokenizer, "chat_template", None):
+        name = model.template or DEFAULT_TEMPLATE
+        beginning = tokenizer.decode(Renderer(tokenizer, name).beginning_ids)  # a template of its own must write it
+        tokenizer.chat_template = ("{{ " + repr(beginning) + " }}" if beginning else "") + find_template(name).learned
+    return tokenizer
+
+
+def _base_of(folder: Path) -> tuple[str, Path | None]:
+    """(the model, the adapter over it): of an adapter's directory the model it was made for."""
+    settings = folder / "adapter_config.json"
+    if not settings.is_file():
+        return str(folder), None
+    base = json.loads(settings.read_text("utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{settings} names no base model")
+    return resolve_model(str(base)), folder
+
+
+def _weights(config: Config, name: str, num_tokens: int, fresh: bool) -> Any:
+    """The bare model, from scratch or pretrained."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    settings = AutoConfig.from_pretrained(name)
+    opener = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+    dtype = getattr(torch, config.model.dtype.value)
+    if config.model.from_scratch and fresh:
+        unknown = [key for key in config.model.config if not hasattr(settings, key)]
+        if unknown:
+            raise ValueError(f"its configuration has no '{unknown[0]}' (model.config)")
+        settings.update({"vocab_size": max(num_tokens, settings.vocab_size), **config.model.config})
+        torch.manual_seed(config.trainer.seed)
+        made = opener.from_config(  # type: ignore[no-untyped-call]
+            settings, dtype=dtype, attn_implementation=config.model.attention
+        )
+    else:
+        more = _quantised(config) if config.model.quantize.value != "none" else {}
+        made = opener.from_pretrained(
+            name, dtype=dtype, attn_implementation=config.model.attention, use_safetensors=True, **more
+        )
+    embedding = made.get_input_embeddings()
+    if num_tokens > embedding.weight.shape[0]:
+        made.resize_token_embeddings(num_tokens)
+    # torch gives the padding token's embedding no gradient; often that token ends replies too, and must be learned.
+    embedding.padding_idx = None
+    return made
+
+
+def _quantised(config: Config) -> dict[str, Any]:
+    """Arguments that load the weights in 8 or 4 bits (bitsandbytes; QLoRA, Dettmers et al. 2023)."""
+    import importlib.util
+
+    import torch
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("model.quantize needs bitsandbytes: pip install 'parley[gpu]'")
+    device = choose_device(config.model.device)
+    if device.type != "cuda":
+        raise ValueError(f"model.quantize={config.model.quantize.value} needs a CUDA device, not {device}")
+    from transformers import BitsAndBytesConfig
+
+    in_8_bits = config.model.quantize.value == "int8"
+    settings = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if in_8_bits
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
