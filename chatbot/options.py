@@ -1,8 +1,9 @@
-"""The command-line flags that say which bot to open: shared by the shell (bot.py) and the server (server/)."""
+"""The command-line flags that say which bot to open: shared by the shell (bot.py) and the server (server/),
+and in part by tools/evaluate.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,9 +30,7 @@ def _gpu_vram(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
     return tuple(pairs)
 
 
-_OPTIONS = (
-    # The model
-    click.option("--model", default=DEFAULT_MODEL, help="Known name, model directory, or Hugging Face id."),
+_LOADING = (
     click.option("--engine", default="auto", help="auto, transformers, llamacpp, openai or echo."),
     click.option("--template", help="Chat template instead of the model's own: human-bot, human-assistant, vicuna ..."),
     click.option("--device", help="cpu, cuda:1, mps ...  [default: the first GPU, else the CPU]"),
@@ -50,7 +49,8 @@ _OPTIONS = (
     click.option("--context-length", type=click.IntRange(min=1), help="llamacpp, openai: tokens of prompt and answer."),
     click.option("--base-url", metavar="URL", help="openai engine: the service.  [default: $OPENAI_BASE_URL]"),
     click.option("--api-key", metavar="KEY", help="openai engine: its key; better in $OPENAI_API_KEY."),
-    # The documents
+)
+_DOCUMENTS = (
     click.option("--retrieval/--no-retrieval", default=None, help="Answer from documents.  [default: with --index]"),
     click.option("--index", multiple=True, help="Index directory, or qdrant+URL/COLLECTION; may be repeated."),
     click.option("--encoder", help="Encoder for the index.  [default: the one it was built with]"),
@@ -61,9 +61,12 @@ _OPTIONS = (
     click.option("--rerank", metavar="MODEL", help="Cross-encoder that orders the best hits anew."),
     click.option("--rewrite/--no-rewrite", default=False, help="Search for follow-ups as the model rewrites them."),
     click.option("--layout", default="latest", help="Passages in the latest turn only, or kept in all."),
-    # The prompt and the answer
+)
+_PROMPT = (
     click.option("--system", default="", help="System prompt."),
     click.option("--few-shot", type=FILE, help="JSON file of [[user, assistant], ...] that opens every conversation."),
+)
+_ANSWER = (
     click.option("--max-tokens", type=int, default=256, help="Longest answer."),
     click.option("--sample/--no-sample", default=False, help="Draw tokens by chance, or take the most likely."),
     click.option("--temperature", type=float, default=0.6, help="When sampling: below 1 is more predictable."),
@@ -71,7 +74,8 @@ _OPTIONS = (
     click.option("--top-p", type=float, default=1.0, help="When sampling: from the likeliest with this total."),
     click.option("--repetition-penalty", type=float, default=1.1, help="Above 1: an answer repeats itself less."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
-    # Moderation
+)
+_MODERATION = (
     click.option("--moderation/--no-moderation", default=None, help="Judge what is said and found.  [default: on]"),
     click.option("--moderation-model", metavar="NAME", help="Classifier, see docs/moderation.md.  [default: Parley's]"),
     click.option("--moderation-policy", type=FILE, help="YAML policy.  [default: warn]"),
@@ -81,7 +85,22 @@ _OPTIONS = (
 
 def bot_options(command: _Command) -> _Command:
     """Give a click command all of these flags."""
-    for option in reversed(_OPTIONS):
+    model = click.option("--model", default=DEFAULT_MODEL, help="Known name, model directory, or Hugging Face id.")
+    return _with((model, *_LOADING, *_DOCUMENTS, *_PROMPT, *_ANSWER, *_MODERATION), command)
+
+
+def loading_options(command: _Command) -> _Command:
+    """Give it those that say how a model is loaded."""
+    return _with(_LOADING, command)
+
+
+def answer_options(command: _Command) -> _Command:
+    """Give it those that say how an answer is generated."""
+    return _with(_ANSWER, command)
+
+
+def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
+    for option in reversed(options):
         command = option(command)
     return command
 

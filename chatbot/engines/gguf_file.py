@@ -6,6 +6,7 @@ milliseconds, since it keeps every word of the vocabulary; here lists are skippe
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,17 +17,20 @@ _MAGIC = b"GGUF"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _LONGEST = 1 << 27  # bytes of one string: a damaged length must not be read as one
+_MOST_DIMENSIONS = 4  # of a tensor, in ggml
 # Preferred first: nearly the answers of full precision (docs/engines.md has figures), then smaller, then larger ones.
 _PREFERENCE = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "f16", "bf16", "f32")
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The metadata of a GGUF file, without its lists; of those `lengths` has the number of items."""
+    """The metadata of a GGUF file, without its lists; of those `lengths` has the number of items. `tensors` has the
+    number of elements of each tensor, by llama.cpp's names."""
 
     path: Path
     values: dict[str, Any]
     lengths: dict[str, int]
+    tensors: dict[str, int]
 
     @property
     def architecture(self) -> str:
@@ -89,20 +93,23 @@ class _Reader:
                 lengths[name] = self._skip_array()
             else:
                 values[name] = self._value(kind)
-        self._check_tensors(num_tensors, values.get("general.alignment", 32))
-        return GgufHeader(self._path, values, lengths)
+        return GgufHeader(self._path, values, lengths, self._tensors(num_tensors, values.get("general.alignment", 32)))
 
-    def _check_tensors(self, num_tensors: int, alignment: int) -> None:
-        """The last tensor must begin within the file: a download that broke off is smaller."""
+    def _tensors(self, num_tensors: int, alignment: int) -> dict[str, int]:
+        """Elements of each. The last tensor must begin within the file: a download that broke off is smaller."""
+        tensors = {}
         farthest = 0
         for _ in range(num_tensors):
-            self._string()
-            self._read(8 * self._number("<I"))
+            name = self._string()
+            if (num_dimensions := self._number("<I")) > _MOST_DIMENSIONS:
+                raise self._cut_off()
+            tensors[name] = math.prod(self._number("<Q") for _ in range(num_dimensions))
             self._read(4)
             farthest = max(farthest, self._number("<Q"))
         start = -(-self._file.tell() // alignment) * alignment
         if num_tensors and start + farthest >= self._size:
             raise self._cut_off()
+        return tensors
 
     def _read(self, size: int) -> bytes:
         if size > _LONGEST or len(data := self._file.read(size)) < size:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from chatbot.conversation import Conversation
 from chatbot.engines import LoadOptions
 from chatbot.engines.base import Delta, FinishReason, Generation, Usage, check_fits
+from chatbot.engines.decoding.adapters import is_adapter
 from chatbot.engines.gguf_file import GgufHeader, find_gguf, read_header
 from chatbot.engines.llamacpp_answer import Answer, Turnstile
 from chatbot.rendering import Renderer
@@ -83,6 +84,17 @@ class LlamaCppModel:
         """Plain continuation."""
         return self._generate(self.renderer.plain_ids(prompt), generation, generation.stop)
 
+    def likeliest(self, ids: Sequence[int], count: int) -> list[tuple[int, float]]:
+        """The `count` likeliest tokens after `ids`, with their natural log-probabilities, best first."""
+        # A token that is whole text is forced: llama.cpp tells nothing of one that is a part of a character, and its
+        # log-probabilities are those before the force.
+        forced = self._encode("a")[0]
+        body = {"prompt": list(ids), "n_predict": 1, "n_probs": count, "logit_bias": [[forced, 1000.0]]}
+        with self._turnstile.enter():
+            told = self._server.handle_completions(body)
+        top = told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return [(each["id"], each["logprob"]) for each in top]
+
     def _generate(self, prompt_ids: list[int], generation: Generation, stops: Sequence[str]) -> Iterator[Delta]:
         check_fits(len(prompt_ids), generation, self.context_length)
         if not prompt_ids:
@@ -130,10 +142,12 @@ def locate(model: str) -> tuple[Path, Path | None]:
         folder = path.parent
     else:
         folder = Path(resolve_model(model))
+        if is_adapter(str(folder)):
+            raise ValueError(f"'{model}' is an adapter directory, which transformers runs: --engine transformers")
         if (found := find_gguf(folder)) is None:
             raise ValueError(
-                f"model '{model}' has no GGUF file in {folder}; make one with: python tools/make_gguf.py {model} "
-                f"{folder / 'model.Q8_0.gguf'}"
+                f"model '{model}' has no GGUF file in {folder}; make one with: python tools/convert_hf_to_gguf.py "
+                f"{model} --out {folder / 'model.Q8_0.gguf'}"
             )
         path = found
     return path, folder if (folder / "tokenizer.json").is_file() else None

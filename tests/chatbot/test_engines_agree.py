@@ -23,7 +23,7 @@ from chatbot.conversation import Conversation
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import Delta, Generation
 from chatbot.rendering import Renderer
-from tools.make_gguf import make_gguf
+from tools.convert_hf_to_gguf import write_gguf
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = (
@@ -97,7 +97,7 @@ class Reference:
 def f32_gguf(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The prepared model in full precision as one file."""
     file = tmp_path_factory.mktemp("gguf") / "smollm2.F32.gguf"
-    make_gguf(smollm2, file, "f32")
+    write_gguf(smollm2, file, "f32")
     return file
 
 

@@ -27,7 +27,7 @@ from chatbot.engines import LoadOptions, auto, open_engine
 from chatbot.engines.base import Delta, Generation
 from chatbot.engines.gguf_file import find_gguf, read_header
 from chatbot.engines.llamacpp_answer import Turnstile
-from tools.make_gguf import make_gguf
+from tools.convert_hf_to_gguf import write_gguf
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = Conversation().add("system", "Be brief.").add("user", "Hello, who are you?")
@@ -48,7 +48,7 @@ def tiny_gguf(tiny_2048_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     head_VD = weights["lm_head.weight"].copy()
     head_VD[[id_ for word, id_ in vocabulary.items() if not re.fullmatch(r"Ġ?[!-;=?-~]+", word)]] = 0
     save_file(weights | {"lm_head.weight": head_VD}, folder / "model.safetensors", {"format": "pt"})
-    make_gguf(folder, folder / "tiny.F32.gguf", "f32")
+    write_gguf(folder, folder / "tiny.F32.gguf", "f32")
     return folder
 
 
@@ -350,7 +350,7 @@ def test_files_that_cannot_be_loaded_are_value_errors(
     message = refused(tmp_path / "other.gguf")
     assert "architecture 'lxama'" in message
     assert "--engine transformers" in message
-    assert "tools/make_gguf.py" in refused(tiny_chat_model), "a directory without a GGUF file"
+    assert "tools/convert_hf_to_gguf.py" in refused(tiny_chat_model), "a directory without a GGUF file"
     assert capfd.readouterr() == ("", ""), "llama.cpp's own messages stay inside"
 
 

@@ -19,7 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 from common.models import KNOWN_MODELS, KnownModel
-from tools.prepare_model import _remove_leftovers, cli, convert_gguf, prepare
+from tools.convert_gguf_to_hf import convert as convert_gguf
+from tools.prepare_model import _remove_leftovers, cli, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """

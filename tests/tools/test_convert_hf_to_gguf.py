@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tools.make_gguf import TYPES, cli, make_gguf
-from tools.prepare_model import convert_gguf
+from chatbot.engines.gguf_file import read_header
+from tools.convert_gguf_to_hf import convert as convert_gguf
+from tools.convert_hf_to_gguf import TYPES, cli, convert, write_gguf
 
 PROMPTS = (
     "The bridge was opened",
@@ -36,9 +37,17 @@ def logits(folder: Path) -> Any:
 @pytest.fixture(scope="session")
 def variants(tiny_chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Llamas of several kinds: as it comes; with biases, tied embeddings, all heads alike and one file per two tensors;
-    in bfloat16."""
+    in bfloat16; with a stretched rotary encoding. Others of the family."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        Qwen2Config,
+        Qwen3Config,
+    )
 
     base = tmp_path_factory.mktemp("variants")
     tokenizer = AutoTokenizer.from_pretrained(tiny_chat_model)
@@ -67,13 +76,84 @@ def variants(tiny_chat_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
             torch.nn.init.normal_(parameter, 0, 0.3)
     biased.save_pretrained(base / "biased", max_shard_size="10KB")
     biased.to(torch.bfloat16).save_pretrained(base / "half")
-    for name in ("biased", "half"):
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    llama3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    configs = {
+        "llama3": LlamaConfig(**shape, rope_parameters=llama3),
+        "linear": LlamaConfig(**shape, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}),
+        "mistral": MistralConfig(**shape, head_dim=16, sliding_window=400),
+        "qwen2": Qwen2Config(**shape, tie_word_embeddings=True),
+        "qwen3": Qwen3Config(**shape, head_dim=16),
+    }
+    for name, each in configs.items():
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(each)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases, and norms that are not all one
+                torch.nn.init.normal_(parameter, 1, 0.3)
+        model.save_pretrained(base / name)
+    for name in ("biased", "half", *configs):
         tokenizer.save_pretrained(base / name)
+    for name in ("qwen2", "qwen3"):  # as transformers cuts text for a qwen2, whatever tokenizer.json says
+        AutoTokenizer.from_pretrained(base / "qwen2").save_pretrained(base / name)
     assert (base / "biased" / "model.safetensors.index.json").is_file()
-    return {"plain": tiny_chat_model, "biased": base / "biased", "half": base / "half"}
+    return {"plain": tiny_chat_model} | {name: base / name for name in ("biased", "half", *configs)}
 
 
-@pytest.mark.parametrize("variant", ["plain", "biased", "half"])
+def sentencepiece_tokenizer(template: str) -> Any:
+    """As Llama 2 and Mistral have it: BPE over characters, bytes for what the vocabulary lacks."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaTokenizer
+
+    trained = Tokenizer(models.BPE(byte_fallback=True))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    own = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=own, show_progress=False)
+    trained.train_from_iterator([each for each in PROMPTS for _ in range(3)], trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer: Any = LlamaTokenizer(vocab=model["vocab"], merges=[tuple(each) for each in model["merges"]])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_sentencepiece_vocabulary(tiny_chat_model: Path, tmp_path: Path) -> None:
+    """llama.cpp cuts texts into as many tokens as transformers, and what comes back is the same tokenizer."""
+    pytest.importorskip("xllamacpp")
+    from transformers import AutoTokenizer
+
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{{ 'assistant:' }}"
+    tokenizer = sentencepiece_tokenizer(template)
+    folder = shutil.copytree(tiny_chat_model, tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert len(tokenizer) <= config["vocab_size"]
+    convert(folder, tmp_path / "model.gguf", "f32")
+    assert read_header(tmp_path / "model.gguf").values["tokenizer.ggml.model"] == "llama"
+    convert_gguf(tmp_path / "model.gguf", tmp_path / "back")
+    before, after = (AutoTokenizer.from_pretrained(each) for each in (folder, tmp_path / "back"))
+    for text in (*PROMPTS, "  two spaces\n\n你好 😀", "The bridge</s> was opened"):
+        assert after(text)["input_ids"] == before(text)["input_ids"], text
+
+
+KINDS = ("plain", "biased", "half", "llama3", "linear", "mistral", "qwen2", "qwen3")
+
+
+@pytest.mark.parametrize("variant", KINDS)
 def test_llama_cpp_computes_what_transformers_computes(variant: str, variants: dict[str, Path], tmp_path: Path) -> None:
     """The log-probabilities of the likeliest next tokens of a prompt, from both."""
     pytest.importorskip("xllamacpp")
@@ -84,7 +164,9 @@ def test_llama_cpp_computes_what_transformers_computes(variant: str, variants: d
     from chatbot.engines.base import Generation
 
     folder = variants[variant]
-    make_gguf(folder, tmp_path / "model.gguf", "f32")
+    parity = convert(folder, tmp_path / "model.gguf", "f32")
+    assert (parity.num_tokens, parity.by) == (128, "llama.cpp")
+    assert parity.num_same >= 126
     model: Any = open_engine("llamacpp", str(tmp_path / "model.gguf"), LoadOptions(threads=1))
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     compared = 0
@@ -101,12 +183,12 @@ def test_llama_cpp_computes_what_transformers_computes(variant: str, variants: d
     assert compared >= 3
 
 
-@pytest.mark.parametrize("variant", ["plain"])
+@pytest.mark.parametrize("variant", ["plain", "biased", "mistral", "qwen2", "qwen3"])
 def test_there_and_back_gives_the_same_model(variant: str, variants: dict[str, Path], tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    make_gguf(variants[variant], tmp_path / "model.gguf", "f32")
+    write_gguf(variants[variant], tmp_path / "model.gguf", "f32")
     convert_gguf(tmp_path / "model.gguf", tmp_path / "back")
     torch.testing.assert_close(logits(tmp_path / "back"), logits(variants[variant]))
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (variants[variant], tmp_path / "back"))
@@ -128,7 +210,7 @@ def test_each_type_stores_weights_as_its_name_says(
     import numpy as np
     from safetensors.numpy import load_file
 
-    make_gguf(tiny_chat_model, tmp_path / "model.gguf", kind)
+    convert(tiny_chat_model, tmp_path / "model.gguf", kind)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     weights = load_file(tiny_chat_model / "model.safetensors")
     for name, theirs in (("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),):
@@ -150,21 +232,24 @@ def test_a_killed_or_failed_run_leaves_nothing(tiny_chat_model: Path, tmp_path: 
     shutil.copytree(tiny_chat_model, folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read"):
-        make_gguf(folder, tmp_path / "out" / "model.gguf")
+        convert(folder, tmp_path / "out" / "model.gguf")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_other_architectures_are_refused_by_name(tiny_base_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="GPTNeoXForCausalLM cannot be written as GGUF yet; supported: LlamaForCausal"):
-        make_gguf(tiny_base_model, tmp_path / "model.gguf")
+        convert(tiny_base_model, tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope scaling 'llama3'"),
-        ("tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}, "not Unigram"),
+        ("config.json", {"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "rope scaling 'yarn'"),
+        ("config.json", {"hidden_act": "gelu"}, "computes LlamaForCausalLM with silu, not gelu"),
+        ("tokenizer.json", {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["x", 0.0]]}}, "not Unigram"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "cuts text in a way"),
+        # It can be written, but what comes out is another model.
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "token ids differ|does not fit it"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
@@ -174,19 +259,24 @@ def test_what_cannot_be_written_is_refused(
     shutil.copytree(tiny_chat_model, folder)
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        make_gguf(folder, tmp_path / "model.gguf")
-    assert not (tmp_path / "model.gguf").exists()
+        convert(folder, tmp_path / "model.gguf")
+    assert {each.name for each in tmp_path.iterdir()} == {"model"}
 
 
 def test_the_command(tiny_chat_model: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
-    result = CliRunner().invoke(cli, [str(tiny_chat_model), str(target)])
+    result = CliRunner().invoke(cli, [str(tiny_chat_model), "--out", str(target)])
     assert (result.exit_code, result.stdout) == (0, "")
     assert target.read_bytes()[:4] == b"GGUF"
     assert target.stat().st_mode & 0o777 == 0o644
+    assert "128 greedy tokens are the same" in result.stderr
     for arguments, message in (
-        ([str(tmp_path / "none"), str(target)], "does not exist"),
-        ([str(tiny_chat_model), str(target), "--type", "q3"], f"unknown type 'q3'; choose one of: {', '.join(TYPES)}"),
+        ([str(tmp_path / "none"), "--out", str(target)], "does not exist"),
+        ([str(tiny_chat_model), "--out", str(target)], "exists; remove it first, or name another"),
+        (
+            [str(tiny_chat_model), "--out", str(target), "--type", "q3"],
+            f"unknown type 'q3'; choose one of: {', '.join(TYPES)}",
+        ),
     ):
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code == 2

@@ -1,0 +1,1 @@
+"""What tools/evaluate.py measures: perplexity, and answers to many prompts."""
