@@ -11,14 +11,14 @@ CHAT_MODEL := models/smollm2-135m/config.json
 ENCODER := models/minilm/onnx/proof.json
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup chat serve test check bench bench-chat bench-retrieval bench-moderation torture format clean help
+.PHONY: setup chat serve test check bench bench-chat bench-train bench-retrieval bench-moderation torture format clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make chat    talk to a model that answers from the sample library"
 	@echo "make serve   the same bot over HTTP on 127.0.0.1:8000"
 	@echo "make test    all tests      make check  lint and types      make bench  speed, beside its peers"
-	@echo "make torture kills, damaged indexes, hostile documents and requests (half an hour)"
+	@echo "make torture kills, damaged indexes, hostile documents and requests (an hour)"
 	@echo "make setup   install only   make format  tidy the code      make clean  remove what was made"
 
 # All that is only progress goes to stderr, so that the output of `make -s chat` is the answers alone.
@@ -63,7 +63,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: bench-chat bench-retrieval bench-moderation
+bench: bench-chat bench-retrieval bench-moderation bench-train
 
 bench-chat: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 	$(BIN)/python -m tools.bench.chat
@@ -87,12 +87,17 @@ bench-moderation: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 	$(BIN)/python -m tools.bench.moderation $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tools.bench.injection $(if $(DATA),--data $(DATA))
 
+# DATA=file of short conversations
+bench-train: $(VENV)/.dev $(CHAT_MODEL)
+	$(BIN)/python -m tools.bench.training $(if $(DATA),--data $(DATA))
+
 torture: $(VENV)/.dev
 	$(BIN)/python -m tools.torture.kills --kills 200
 	$(BIN)/python -m tools.torture.mutations --files 2000
 	$(BIN)/python -m tools.torture.documents --files 300
 	$(BIN)/python -m tools.torture.requests --num 100000
 	$(BIN)/python -m tools.torture.texts --texts 50000
+	$(BIN)/python -m tools.torture.resumes --kills 20
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix

@@ -31,12 +31,12 @@ class Batch:
         self.out = out or sys.stdout
 
     def run(self, prompts: Iterable[str], echo: bool = False) -> None:
-        """Answer each prompt; `reset` alone begins a new conversation, empty lines are passed over. `echo` shows
-        the prompt before its answer."""
+        """Answer each prompt; `reset` alone begins a new conversation (in plain completion it is text as any other),
+        empty lines are passed over. `echo` shows the prompt before its answer."""
         for prompt in prompts:
             # White space matters to a plain continuation (code, a trailing space), not to a message.
             text = prompt.rstrip("\r\n") if self.complete else prompt.strip()
-            if text.strip() == RESET:
+            if text.strip() == RESET and not self.complete:
                 self.session.reset()
             elif text.strip():
                 if echo and not self.as_json:

@@ -15,6 +15,7 @@ GROUPS = {
     "parley.encoder": "(name, device) -> a sentence encoder, see retrieval.encoders.open_encoder",
     "parley.screener": "(name, device) -> who judges passages, see moderation.screener.open_screener",
     "parley.asker": "(engine, model, device) -> who asks a chat model one thing, see chatbot.asking.open_asker",
+    "parley.speaker": "(mode, Speaker's settings) -> who tries a model, see chatbot.speaking.open_speaking",
 }
 
 

@@ -17,6 +17,8 @@ COMMANDS = {
     "index": ("retrieval.build:cli", "Make your documents searchable, and search them."),
     "models": ("tools.prepare_model:cli", "Prepare the models that need no hub."),
     "moderate": ("moderation.cli:cli", "Judge texts; look at the moderation policy."),
+    "train": ("training.main:cli", "Train a model further: method=sft model=... data=..."),
+    "evaluate": ("tools.evaluate:cli", "Perplexity on files, answers to files of prompts."),
     "serve": ("chatbot.server:cli", "Serve the bot over HTTP, as OpenAI's clients expect it."),
 }
 

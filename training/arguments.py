@@ -28,6 +28,8 @@ def training_arguments(config: Config, run: Path, resumes: bool) -> TrainingArgu
     if device.type == "cpu" and precision == "fp16":
         raise ValueError("trainer.precision=fp16 needs a GPU; on a CPU full is fastest")
     more: dict[str, Any] = {}
+    if config.distributed.fsdp and device.type == "cpu":
+        raise ValueError("distributed.fsdp needs GPUs: accelerate shards nothing on CPUs; leave it out there")
     if config.distributed.fsdp:
         more |= {
             "fsdp": True,

@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="A YAML file of keys; KEY=VALUE beat it.")
 @click.option("--show", is_flag=True, help="Print the whole configuration, checked, and do nothing.")
 def cli(overrides: Sequence[str], file: Path | None, show: bool) -> None:
-    """Train a model, as KEY=VALUE say. docs/training.md explains, docs/training-reference.md lists all keys.
+    """Train a model: method=sft model=smollm2-135m data=chats.jsonl are the three that must be given.
 
-    method=sft model=smollm2-135m data=chats.jsonl are the three that must be given.
-
-    Speaker's keys are understood too, where train_mode= or eval_mode= is among them: docs/migrating.md.
+    \b
+    docs/training.md explains; all keys: docs/training-reference.md
+    Speaker's keys are understood where train_mode= or eval_mode= is given:
+    docs/migrating.md
     """
     request = translated(overrides, file)
     config = None if request.overrides is None else compose(request.overrides, request.file)

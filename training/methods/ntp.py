@@ -15,6 +15,8 @@ from training.data.rows import ChatRow, PairRow, TextRow
 if TYPE_CHECKING:
     from training.config.schema import Config
 
+KINDS = (TextRow, ChatRow, PairRow)
+
 
 class Sampling(str, Enum):
     """How examples are taken from the text.
@@ -43,4 +45,4 @@ def run(config: Config) -> Path:
     settings: Settings = config.method
     if settings.length is not None and settings.length < 1:
         raise ValueError(f"method.length={settings.length} must be at least 1")
-    return train(config, kinds=(TextRow, ChatRow, PairRow))
+    return train(config, KINDS)

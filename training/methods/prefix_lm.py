@@ -18,6 +18,8 @@ from training.data.rows import ChatRow, PairRow, TextRow
 if TYPE_CHECKING:
     from training.config.schema import Config
 
+KINDS = (TextRow, ChatRow, PairRow)
+
 
 @dataclass
 class Settings:
@@ -41,4 +43,4 @@ def run(config: Config) -> Path:
         )
     if config.data.packing and settings.bidirectional:
         raise ValueError("method.bidirectional and data.packing exclude each other; set one of them to false")
-    return train(config, kinds=(TextRow, ChatRow, PairRow))
+    return train(config, KINDS)

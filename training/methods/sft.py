@@ -14,6 +14,8 @@ from training.data.rows import ChatRow, PairRow
 if TYPE_CHECKING:
     from training.config.schema import Config
 
+KINDS = (ChatRow, PairRow)
+
 
 @dataclass
 class Settings:
@@ -26,4 +28,4 @@ def run(config: Config) -> Path:
     """Train; return the run's directory."""
     from training.language_model import train
 
-    return train(config, kinds=(ChatRow, PairRow))
+    return train(config, KINDS)
