@@ -156,6 +156,7 @@ def _finish(config: Config, trainer: Any, directory: RunDirectory, record: Recor
         if chosen.step != best:
             click.echo("no evaluation was better than that before training; the last weights are kept", err=True)
     export_model(chosen.path, directory.path)
+    directory.checkpoints.prune(chosen.step)  # what was held back while it was uploaded
     record.write(
         status="finished",
         model_of_step=chosen.step,

@@ -66,8 +66,9 @@ def streamed(model: ChatModel) -> Ask:
     def ask(conversation: Conversation) -> Timing:
         started, first, end, made = time.perf_counter(), 0.0, 0.0, 0
         for delta in model.stream(conversation, Generation(max_tokens=NUM_TOKENS)):
-            end = time.perf_counter()
-            first = first or end - started
+            if delta.text:  # as for the peers: until the last text, not until the connection is given back
+                end = time.perf_counter()
+                first = first or end - started
             made = delta.usage.completion_tokens if delta.usage else made
         return first, (made - 1) / (end - started - first)
 
