@@ -15,6 +15,7 @@ import click
 
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import ChatModel
+from chatbot.engines.decoding.adapters import is_adapter
 from chatbot.engines.gguf_file import find_gguf
 from chatbot.engines.llamacpp_engine import has_wheel
 from common.files import expand
@@ -38,7 +39,13 @@ def choose_engine(model: str, options: LoadOptions) -> str:
         return "openai"
     if model.lower().endswith(".gguf"):
         return "llamacpp"
-    if _only_transformers(options) or gguf_beside(model) is None or not has_wheel() or _has_cuda():
+    if (
+        is_adapter(str(expand(model)))
+        or _only_transformers(options)
+        or gguf_beside(model) is None
+        or not has_wheel()
+        or _has_cuda()
+    ):
         return "transformers"
     return "llamacpp"
 

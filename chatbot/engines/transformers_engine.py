@@ -1,9 +1,11 @@
-"""The reference engine: any causal language model that transformers can load, on CPU, one GPU or several.
+"""The reference engine: any language model that transformers can load, on CPU, one GPU or several.
 
 Requests of several threads run together, in one batch (chatbot/engines/decoding/). The keys and values of what was read
 and answered are kept: a prompt that begins like an earlier one has only its new part run. Closing an iterator stops the
 work between two tokens. Greedy output equals `generate`'s (where a repetition penalty is set, `generate` would apply
 it to the prompt's tokens too).
+
+Of an encoder-decoder model (T5 and its like) the encoder reads the prompt, and the decoder answers.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chatbot.conversation import Conversation
 from chatbot.engines import LoadOptions
 from chatbot.engines.base import Delta, FinishReason, Generation, TokenLogprob, Usage, check_fits
 from chatbot.engines.decoding.adapters import Adapters, base_of, is_adapter
 from chatbot.engines.decoding.choosing import Token
+from chatbot.engines.decoding.encoder_decoder import EncoderDecoderRunner, decoder_start
 from chatbot.engines.decoding.loading import load_tokenizer, load_weights
 from chatbot.engines.decoding.plain import PlainRunner
 from chatbot.engines.decoding.ragged import open_ragged
@@ -39,7 +42,7 @@ _UNBOUNDED = 1_000_000  # some tokenizers say 1e30 where they have no limit
 
 
 class TransformersModel:
-    """A loaded causal language model with its tokenizer and renderer.
+    """A loaded language model with its tokenizer and renderer.
 
     `max_batch` requests run together where the architecture allows it (`batches`), and one after the other where not.
     Finished ones leave up to `cache_bytes` of keys and values for later prompts (None: 2 GiB, or an eighth of the
@@ -63,15 +66,16 @@ class TransformersModel:
         self.model = model
         self.tokenizer = tokenizer
         self.renderer = Renderer(tokenizer, template)
-        own = _context_length(model, tokenizer)
-        self.context_length = min(context_length or own, own)
         self._end_ids = _end_ids(model, tokenizer)
         self._tokenizing = threading.Lock()  # tokenizers keep state that two threads could change at once
-        self._adapters = Adapters(model)
+        self._begin_ids = [decoder_start(model)] if model.config.is_encoder_decoder else []
+        self._adapters = Adapters(model, virtual_tokens=True)
         loaded = [self._adapters.load(each) for each in adapters]
         self._adapter = loaded[0] if loaded else None
         self._adapters.use(self._adapter)
-        runner = _open_runner(model, max_batch)
+        own = _context_length(model, tokenizer) - self._adapters.num_virtual_tokens
+        self.context_length = min(context_length or own, own)
+        runner = _open_runner(model, max_batch, self._adapters)
         self.batches = runner.max_batch > 1
         device = next(model.parameters()).device.type
         store = PrefixStore(runner, default_bytes(device) if cache_bytes is None else cache_bytes)
@@ -117,7 +121,7 @@ class TransformersModel:
         return self._generate(ids, generation, stops)
 
     def complete(self, prompt: str, generation: Generation) -> Iterator[Delta]:
-        """Plain continuation."""
+        """Plain continuation; of an encoder-decoder model the answer to the prompt as it is."""
         with self._tokenizing:
             ids = self.renderer.plain_ids(prompt)
         return self._generate(ids, generation, generation.stop)
@@ -126,8 +130,8 @@ class TransformersModel:
         check_fits(len(prompt_ids), generation, self.context_length)
         if not prompt_ids:
             raise ValueError("the prompt is empty; type some text")
-        request = Request(prompt_ids, generation, self._end_ids, self._adapter)
-        answer = _Answer(self, request)
+        request = Request([*prompt_ids, *self._begin_ids], generation, self._end_ids, self._adapter)
+        answer = _Answer(self, request, len(prompt_ids))
         self._scheduler.submit(request)
         try:
             yield from answer.deltas(stops)
@@ -138,8 +142,8 @@ class TransformersModel:
 class _Answer:
     """One answer on its way from tokens to text."""
 
-    def __init__(self, model: TransformersModel, request: Request) -> None:
-        self._model, self._request = model, request
+    def __init__(self, model: TransformersModel, request: Request, num_prompt: int) -> None:
+        self._model, self._request, self._num_prompt = model, request, num_prompt
         self._count = 0
         self._ended = False
         self._told = 0  # characters given out
@@ -156,7 +160,7 @@ class _Answer:
         reason: FinishReason = "stop" if self._ended or pieces.stopped_by else "length"
         if not pieces.stopped_by:
             self._held += [(self._told, token) for token in self._unplaced]
-        usage = Usage(len(self._request.prompt), self._count, self._request.num_cached)
+        usage = Usage(self._num_prompt, self._count, self._request.num_cached)
         yield Delta("", reason, usage, self._logprobs())
 
     def _ids(self) -> Iterator[int]:
@@ -209,8 +213,11 @@ def load(model: str, options: LoadOptions) -> TransformersModel:
     if is_adapter(place):
         base, adapters = base_of(place), (model, *adapters)
     weights, tokenizer = load_weights(base, options)
-    if base != model and (Path(place) / "tokenizer_config.json").is_file():
-        tokenizer = load_tokenizer(model)  # training may have given it a chat template
+    if adapters and (Path(resolve_model(adapters[0])) / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(adapters[0])  # training may have given it a chat template, and more tokens
+        embedding: Any = weights.get_input_embeddings()
+        if len(tokenizer) > embedding.weight.shape[0]:
+            weights.resize_token_embeddings(len(tokenizer))
     draft = None
     if options.draft_model:
         draft, drafts = load_weights(options.draft_model, replace(options, load_in_8bit=False, load_in_4bit=False))
@@ -225,7 +232,11 @@ def load(model: str, options: LoadOptions) -> TransformersModel:
     )
 
 
-def _open_runner(model: PreTrainedModel, max_batch: int) -> Runner:
+def _open_runner(model: PreTrainedModel, max_batch: int, adapters: Adapters | None = None) -> Runner:
+    if model.config.is_encoder_decoder:
+        return EncoderDecoderRunner(model)
+    if adapters and adapters.num_virtual_tokens:
+        return PlainRunner(model, adapters.virtual_tokens)
     return open_ragged(model, max_batch) or PlainRunner(model)
 
 
@@ -233,6 +244,8 @@ def _drafter(draft: PreTrainedModel | None, runner: Runner, tokenizer: PreTraine
     if draft is None:
         return None
     draft_runner = _open_runner(draft, 1)
+    if isinstance(runner, EncoderDecoderRunner) or isinstance(draft_runner, EncoderDecoderRunner):
+        raise ValueError("assisted decoding is not for encoder-decoder models; leave out --draft-model")
     if not (runner.truncates and draft_runner.truncates):
         raise ValueError(
             "assisted decoding needs key-value caches that can be cut, which sliding windows and recurrent states "

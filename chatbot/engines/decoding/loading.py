@@ -1,7 +1,9 @@
-"""Loading a causal language model with transformers: where it goes, how precise it is, and what is refused."""
+"""Loading a language model with transformers: where it goes, how precise it is, and what is refused."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot.engines import LoadOptions
@@ -18,8 +20,9 @@ def load_weights(model: str, options: LoadOptions) -> tuple[PreTrainedModel, Pre
     if options.dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{options.dtype}'; choose one of: {', '.join(DTYPES)}")
     place = resolve_model(model)
+    _check_has_model(model, Path(place))
     arguments = _loading_arguments(options)
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -27,9 +30,10 @@ def load_weights(model: str, options: LoadOptions) -> tuple[PreTrainedModel, Pre
     tokenizer = load_tokenizer(model)
     arguments["trust_remote_code"] = False  # refuse code that comes with a model; None would ask on the terminal
     with loading_errors(model):
-        outcome: Any = AutoModelForCausalLM.from_pretrained(
-            place, use_safetensors=True, output_loading_info=True, **arguments
-        )
+        opener: Any = AutoModelForCausalLM
+        if AutoConfig.from_pretrained(place, trust_remote_code=False).is_encoder_decoder:
+            opener = AutoModelForSeq2SeqLM
+        outcome: Any = opener.from_pretrained(place, use_safetensors=True, output_loading_info=True, **arguments)
     loaded, report = outcome
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers: an encoder loaded as a chat model talks nonsense.
@@ -47,6 +51,25 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
             resolve_model(model), trust_remote_code=False
         )
     return tokenizer
+
+
+def _check_has_model(model: str, folder: Path) -> None:
+    """ValueError for a directory without a model. Of a run that has not finished it names the newest checkpoint."""
+    if (folder / "config.json").is_file():
+        return
+    checkpoints = [each for each in (folder / "checkpoints").glob("[!.]*") if (each / "trainer_state.json").is_file()]
+    if checkpoints:
+        newest = max(checkpoints, key=_step)
+        raise ValueError(f"the training run '{model}' has not finished; finish it, or use its checkpoint {newest}")
+    if (folder / "run.json").is_file():
+        raise ValueError(f"the training run '{model}' has neither finished nor saved a checkpoint; run it again")
+    raise ValueError(f"cannot load model '{model}': it has no config.json")
+
+
+def _step(checkpoint: Path) -> int:
+    """How many steps a checkpoint had been trained for."""
+    with loading_errors(str(checkpoint)):
+        return int(json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["global_step"])
 
 
 def _loading_arguments(options: LoadOptions) -> dict[str, Any]:

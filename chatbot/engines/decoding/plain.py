@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chatbot.engines.decoding.running import Work, has_fixed_positions
+from chatbot.engines.decoding.running import Work, has_fixed_positions, num_shared
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 _CHUNK = 512
 
@@ -29,6 +29,10 @@ class PlainCache:
         layers = getattr(self.past, "layers", ())
         return sum(each.nbytes for layer in layers for each in (layer.keys, layer.values) if each is not None)
 
+    def num_shared(self, prompt: list[int]) -> int:
+        """See KeyValues."""
+        return num_shared(self.tokens, prompt)
+
     def truncate(self, length: int) -> None:
         """Crop to `length` tokens."""
         if length < len(self.tokens):
@@ -41,15 +45,19 @@ class PlainCache:
 
 
 class PlainRunner:
-    """Runs one sequence at a time, by the model's own forward pass."""
+    """Runs one sequence at a time, by the model's own forward pass. `virtual_tokens` gives what stands before every
+    prompt: embeddings (1, V, d), or keys and values (see adapters.py)."""
 
     max_batch = 1
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(
+        self, model: PreTrainedModel, virtual_tokens: Callable[[], torch.Tensor | Cache | None] = lambda: None
+    ) -> None:
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer
 
         self.model = model
+        self._virtual_tokens = virtual_tokens
         accepted = inspect.signature(model.forward).parameters
         # Only the last positions' logits are needed; not every architecture can leave the others out.
         self._can_leave_out = "logits_to_keep" in accepted
@@ -77,12 +85,7 @@ class PlainRunner:
         model: Any = self.model
         try:
             with torch.inference_mode():
-                out = model(
-                    input_ids=torch.tensor([each.ids], device=self._device),
-                    use_cache=True,
-                    **{self._cache_name: each.cache.past},
-                    **last_only,
-                )
+                out = model(use_cache=True, **self._inputs(each), **last_only)
         except Exception as error:
             each.cache.failure = error
             raise
@@ -90,3 +93,14 @@ class PlainRunner:
         each.cache.tokens.extend(each.ids)
         logits_nV = out.logits[0].float()
         return [logits_nV[logits_nV.shape[0] - each.num_logits :]]
+
+    def _inputs(self, work: Work) -> dict[str, Any]:
+        """The new tokens, and what the model has seen before them: the cache, or the virtual tokens."""
+        import torch
+
+        ids = torch.tensor([work.ids], device=self._device)
+        before = self._virtual_tokens() if work.cache.past is None else work.cache.past
+        if isinstance(before, torch.Tensor):
+            embeddings_1nd = self.model.get_input_embeddings()(ids)
+            return {"inputs_embeds": torch.cat([before.to(embeddings_1nd), embeddings_1nd], dim=1)}
+        return {"input_ids": ids, self._cache_name: before}

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from chatbot.engines.decoding.running import Work, has_fixed_positions
+from chatbot.engines.decoding.running import Work, has_fixed_positions, num_shared
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,10 @@ class RaggedCache:
     def num_bytes(self) -> int:
         """Memory held, the room left for growth included."""
         return sum(each.nbytes for pair in self.layers.values() for each in pair)
+
+    def num_shared(self, prompt: list[int]) -> int:
+        """See KeyValues."""
+        return num_shared(self.tokens, prompt)
 
     def truncate(self, length: int) -> None:
         """What lies behind is simply overwritten later."""

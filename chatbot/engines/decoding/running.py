@@ -20,6 +20,10 @@ class KeyValues(Protocol):
         """Memory held."""
         ...
 
+    def num_shared(self, prompt: list[int]) -> int:
+        """How many tokens of `prompt`, from its first one, need not be run again. At least one is left to run."""
+        ...
+
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         ...
@@ -65,6 +69,23 @@ def run_in_chunks(runner: Runner, cache: KeyValues, ids: list[int]) -> torch.Ten
         runner.forward([Work(cache, ids[:size], 0)])
         ids = ids[size:]
     return runner.forward([Work(cache, ids)])[0]
+
+
+def num_shared(tokens: list[int], prompt: list[int]) -> int:
+    """`KeyValues.num_shared` where every token's keys and values depend on those before it alone."""
+    return min(common_prefix(tokens, prompt), len(prompt) - 1)
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the longest common beginning."""
+    known, limit = 0, min(len(a), len(b))  # the first `known` are equal
+    while known < limit:
+        middle = (known + limit + 1) // 2
+        if a[known:middle] == b[known:middle]:
+            known = middle
+        else:
+            limit = middle - 1
+    return known
 
 
 def has_fixed_positions(config: Any) -> bool:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from chatbot.engines.base import FinishReason, Generation
 from chatbot.engines.decoding.choosing import Chooser, Token
-from chatbot.engines.decoding.running import KeyValues, Runner, Work
-from chatbot.engines.decoding.store import PrefixStore, common_prefix
+from chatbot.engines.decoding.running import KeyValues, Runner, Work, common_prefix
+from chatbot.engines.decoding.store import PrefixStore
 
 if TYPE_CHECKING:
     import torch

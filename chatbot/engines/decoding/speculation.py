@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from chatbot.engines.decoding.running import KeyValues, Runner, Work, run_in_chunks
-from chatbot.engines.decoding.store import common_prefix
+from chatbot.engines.decoding.running import KeyValues, Runner, Work, common_prefix, run_in_chunks
 
 _START, _MOST = 4, 12
 

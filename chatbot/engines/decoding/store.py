@@ -40,7 +40,7 @@ class PrefixStore:
             return self._runner.new()
         candidates = [(cache, False) for each, cache in self._entries if each == adapter]
         candidates += [(cache, True) for cache in running]
-        shared = [min(common_prefix(cache.tokens, prompt), len(prompt) - 1) for cache, _ in candidates]
+        shared = [cache.num_shared(prompt) for cache, _ in candidates]
         if not shared or max(shared) == 0:
             return self._runner.new()
         length = max(shared)
@@ -67,18 +67,6 @@ class PrefixStore:
     def clear(self) -> None:
         """Forget all."""
         self._entries = []
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """Length of the longest common beginning."""
-    known, limit = 0, min(len(a), len(b))  # the first `known` are equal
-    while known < limit:
-        middle = (known + limit + 1) // 2
-        if a[known:middle] == b[known:middle]:
-            known = middle
-        else:
-            limit = middle - 1
-    return known
 
 
 def _covers(longer: KeyValues, shorter: KeyValues) -> bool:

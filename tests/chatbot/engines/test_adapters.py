@@ -148,3 +148,51 @@ def test_an_adapter_of_another_size_is_refused(adapters: list[Path], tiny_chat_m
     (wide / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
     with pytest.raises(ValueError, match="adapter"):
         open_engine("transformers", str(tiny_chat_model), LoadOptions(device="cpu", adapters=(str(wide),)))
+
+
+def test_an_adapter_that_replaces_a_whole_layer_is_switched_with_it(
+    adapters: list[Path], merged: list[Any], tiny: Any, tiny_chat_model: Path, tmp_path: Path
+) -> None:
+    """`modules_to_save`, beside an adapter that has none: after another was in use, the answer of peft's generate."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    wrapped: Any = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_chat_model), config).eval()
+    torch.nn.init.normal_(wrapped.base_model.model.lm_head.modules_to_save["default"].weight, 0.0, 0.5)
+    wrapped.save_pretrained(str(tmp_path / "whole"))
+    options = LoadOptions(device="cpu", adapters=(str(tmp_path / "whole"), str(adapters[0])))
+    model: Any = open_engine("transformers", str(tiny_chat_model), options)
+    ids = torch.tensor([model.renderer.ids(ASKED)])
+    expected = wrapped.generate(input_ids=ids, max_new_tokens=20, do_sample=False)[0][ids.shape[1] :]
+    generation = Generation(max_tokens=20)
+    answers = {
+        "whole": model.tokenizer.decode(expected, skip_special_tokens=True),
+        "v1.0": said(merged[0], generation),
+        None: said(tiny, generation),
+    }
+    assert len(set(answers.values())) == 3
+    for name in ("whole", "v1.0", "whole", None, "whole", None, "v1.0"):
+        model.use_adapter(name)
+        model.forget()
+        assert said(model, generation) == answers[name]
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+def test_an_adapter_may_bring_more_tokens_than_its_model_has(tiny_chat_model: Path, tmp_path: Path) -> None:
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_chat_model)
+    tokenizer.add_tokens(["<x1>", "<x2>"])
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_chat_model)
+    base.resize_token_embeddings(len(tokenizer))
+    torch.nn.init.normal_(base.get_input_embeddings().weight[-2:].data)
+    peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(str(tmp_path / "wide"))
+    tokenizer.save_pretrained(tmp_path / "wide")
+    model: Any = open_engine("transformers", str(tmp_path / "wide"), CPU)
+    assert model.model.get_input_embeddings().weight.equal(base.get_input_embeddings().weight)
+    assert model.model.get_output_embeddings().weight.equal(base.get_output_embeddings().weight)
+    assert said(model, Generation(max_tokens=5), Conversation().add("user", "<x1> <x2>"))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from chatbot.conversation import Conversation
 from chatbot.engines import LoadOptions, open_engine
 from chatbot.engines.base import Generation, Usage
-from chatbot.engines.decoding.store import PrefixStore, common_prefix, default_bytes
+from chatbot.engines.decoding.running import common_prefix, num_shared
+from chatbot.engines.decoding.store import PrefixStore, default_bytes
 from chatbot.engines.transformers_engine import TransformersModel
 
 CPU = LoadOptions(device="cpu")
@@ -145,6 +146,9 @@ class ListOfTokens:
     @property
     def num_bytes(self) -> int:
         return len(self.tokens)
+
+    def num_shared(self, prompt: list[int]) -> int:
+        return num_shared(self.tokens, prompt)
 
     def truncate(self, length: int) -> None:
         del self.tokens[length:]
