@@ -44,9 +44,12 @@ class Renderer:
 
     `template` names one of `chatbot.templates`; without it the tokenizer's own chat template is used, and where it
     has none, `human-assistant`. `stops` are the strings that end a reply, besides the end-of-sequence token.
+    `for_encoder`: prompts are read by an encoder, and end as the tokenizer ends a text (T5 knows them so).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, for_encoder: bool = False
+    ) -> None:
         own = None if template else getattr(tokenizer, "chat_template", None)
         chosen = None if own else find_template(template or DEFAULT_TEMPLATE)
         self.tokenizer = tokenizer
@@ -55,6 +58,7 @@ class Renderer:
         # A model's own template writes its beginning-of-text token itself; most of ours leave it to the tokenizer.
         writes_it = own or (chosen and "bos_token" in chosen.jinja)
         self._prefix = [] if writes_it else self._automatic_prefix()
+        self._suffix = self._automatic_suffix() if for_encoder else []
         self._folds_system = not self._keeps([Message("system", _SENTINEL), Message("user", _HARMLESS)])
 
     def text(self, conversation: Conversation, add_generation_prompt: bool = True) -> str:
@@ -82,7 +86,7 @@ class Renderer:
         text = self._apply(safe, add_generation_prompt)
         ids = self._ids(text)
         self._check_specials(safe, text, ids, add_generation_prompt)
-        return self._prefix + ids
+        return self._prefix + ids + self._suffix
 
     def plain_ids(self, text: str, beginning: bool = True) -> list[int]:
         """Ids of text without any template, for plain completion; special tokens in it count as what they are.
@@ -92,6 +96,10 @@ class Renderer:
         """
         ids, prefix = self._ids(text), self._automatic_prefix() if beginning else []
         return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """`plain_ids` of a text that is a prompt: ended for an encoder."""
+        return self.plain_ids(text) + self._suffix
 
     def harmless_ids(self, text: str) -> list[int]:
         """Ids of text without any template, with special tokens and role markers broken up."""
@@ -109,7 +117,7 @@ class Renderer:
 
     def count(self, conversation: Conversation) -> int:
         """Tokens of the prompt, generation prompt included."""
-        return len(self._prefix) + len(self._ids(self.text(conversation)))
+        return len(self._prefix) + len(self._ids(self.text(conversation))) + len(self._suffix)
 
     def escape(self, text: str) -> str:
         """`text` with special tokens and role markers broken up by a space; other text comes back as it was."""
@@ -160,6 +168,12 @@ class Renderer:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _automatic_suffix(self) -> list[int]:
+        with_special: list[int] = self.tokenizer(_HARMLESS)["input_ids"]
+        bare = self._ids(_HARMLESS)
+        place = with_special.index(bare[0]) if bare and bare[0] in with_special else len(with_special)
+        return with_special[place + len(bare) :]
 
     def _automatic_prefix(self) -> list[int]:
         with_special: list[int] = self.tokenizer(_HARMLESS)["input_ids"]

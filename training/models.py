@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,15 @@ from training.adapters import add_adapter, open_adapter, trainable_share
 
 if TYPE_CHECKING:
     from training.config.schema import Config, ModelConfig
+
+
+@dataclass(frozen=True)
+class Head:
+    """Numbers for a whole sequence, one for each of `labels`, in place of the language head. `settings` are kept in
+    config.json."""
+
+    labels: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -34,8 +44,9 @@ class Loaded:
         return int(end if pad is None else pad)
 
 
-def load(config: Config, checkpoint: Path | None = None) -> Loaded:
-    """Open what `config.model` and `config.peft` say; with `checkpoint` its weights instead of the first ones.
+def load(config: Config, checkpoint: Path | None = None, head: Head | None = None) -> Loaded:
+    """Open what `config.model` and `config.peft` say; with `checkpoint` its weights instead of the first ones; with
+    `head` that head on it, random where the model has none of that size.
 
     Raises ValueError where that cannot be done.
     """
@@ -46,15 +57,17 @@ def load(config: Config, checkpoint: Path | None = None) -> Loaded:
     base, adapter = _base_of(folder)
     with loading_errors(config.model.name):
         tokenizer = load_tokenizer(config.model, folder)
+        if head is not None:
+            ensure_own_padding(tokenizer, grows=not config.peft.name)
         whole = base if checkpoint is None or config.peft.name or adapter else str(checkpoint)
-        model = _weights(config, whole, len(tokenizer), fresh=checkpoint is None)
+        model = _weights(config, whole, tokenizer, checkpoint is None, head)
         if adapter is not None and not config.peft.name:
             raise ValueError("it is an adapter; to train it further set peft to its method, as peft=lora")
         if config.peft.name:
             start = checkpoint or adapter
-            model = open_adapter(model, start) if start else add_adapter(model, config.peft, config.model)
-    renderer = Renderer(tokenizer)
-    if tokenizer.eos_token_id is None:
+            model = open_adapter(model, start) if start else add_adapter(model, config.peft, config.model, head is not None)
+    renderer = Renderer(tokenizer, for_encoder=bool(model.config.is_encoder_decoder))
+    if tokenizer.eos_token_id is None and head is None:
         raise ValueError(
             f"the tokenizer of '{config.model.name}' has no end-of-sequence token, which replies must end in"
         )
@@ -64,6 +77,27 @@ def load(config: Config, checkpoint: Path | None = None) -> Loaded:
         "trainable": trainable_share(model)[0],
     }
     return Loaded(model, tokenizer, renderer, bool(model.config.is_encoder_decoder), about)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a model's name is that of an adapter's directory."""
+    return _base_of(Path(resolve_model(name)))[1] is not None
+
+
+def ensure_own_padding(tokenizer: Any, grows: bool) -> None:
+    """Give `tokenizer` a padding token that ends no sequence: transformers finds a sequence's last token as the last
+    that is no padding. One of its special tokens serves, or, where the vocabulary may grow, a new one.
+
+    Raises ValueError where there is none.
+    """
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if pad is not None and pad != end:
+        return
+    special = {id_: str(token) for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    others = [token for id_, token in sorted(special.items()) if id_ != end]
+    if not others and not grows:
+        raise ValueError("its tokenizer has no token to pad with; train the whole model, without peft")
+    tokenizer.add_special_tokens({"pad_token": others[0] if others else "<|pad|>"})
 
 
 def load_tokenizer(model: ModelConfig, folder: Path) -> Any:
@@ -90,13 +124,29 @@ def _base_of(folder: Path) -> tuple[str, Path | None]:
     return resolve_model(str(base)), folder
 
 
-def _weights(config: Config, name: str, num_tokens: int, fresh: bool) -> Any:
+def _weights(config: Config, name: str, tokenizer: Any, fresh: bool, head: Head | None) -> Any:
     """The bare model, from scratch or pretrained."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
 
-    settings = AutoConfig.from_pretrained(name)
-    opener = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+    settings, num_tokens = AutoConfig.from_pretrained(name), len(tokenizer)
+    opener: Any = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+    if head is not None:
+        opener = AutoModelForSequenceClassification
+        settings.update(
+            {
+                **head.settings,
+                "id2label": dict(enumerate(head.labels)),
+                "label2id": {label: number for number, label in enumerate(head.labels)},
+                "pad_token_id": tokenizer.pad_token_id,
+            }
+        )
+        torch.manual_seed(config.trainer.seed)  # for the head
     dtype = getattr(torch, config.model.dtype.value)
     if config.model.from_scratch and fresh:
         unknown = [key for key in config.model.config if not hasattr(settings, key)]
@@ -104,13 +154,18 @@ def _weights(config: Config, name: str, num_tokens: int, fresh: bool) -> Any:
             raise ValueError(f"its configuration has no '{unknown[0]}' (model.config)")
         settings.update({"vocab_size": max(num_tokens, settings.vocab_size), **config.model.config})
         torch.manual_seed(config.trainer.seed)
-        made = opener.from_config(  # type: ignore[no-untyped-call]
+        made = opener.from_config(
             settings, dtype=dtype, attn_implementation=config.model.attention
         )
     else:
         more = _quantised(config) if config.model.quantize.value != "none" else {}
         made = opener.from_pretrained(
-            name, dtype=dtype, attn_implementation=config.model.attention, use_safetensors=True, **more
+            name,
+            config=settings,
+            dtype=dtype,
+            attn_implementation=config.model.attention,
+            use_safetensors=True,
+            **more,
         )
     embedding = made.get_input_embeddings()
     if num_tokens > embedding.weight.shape[0]:

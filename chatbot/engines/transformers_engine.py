@@ -65,7 +65,7 @@ class TransformersModel:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
-        self.renderer = Renderer(tokenizer, template)
+        self.renderer = Renderer(tokenizer, template, for_encoder=bool(model.config.is_encoder_decoder))
         self._end_ids = _end_ids(model, tokenizer)
         self._tokenizing = threading.Lock()  # tokenizers keep state that two threads could change at once
         self._begin_ids = [decoder_start(model)] if model.config.is_encoder_decoder else []
@@ -123,7 +123,7 @@ class TransformersModel:
     def complete(self, prompt: str, generation: Generation) -> Iterator[Delta]:
         """Plain continuation; of an encoder-decoder model the answer to the prompt as it is."""
         with self._tokenizing:
-            ids = self.renderer.plain_ids(prompt)
+            ids = self.renderer.prompt_ids(prompt)
         return self._generate(ids, generation, generation.stop)
 
     def _generate(self, prompt_ids: list[int], generation: Generation, stops: Sequence[str]) -> Iterator[Delta]:

@@ -128,6 +128,8 @@ def open_model(name: str, adapter: str | None, options: LoadOptions) -> tuple[Pr
             raise ValueError(f"'{name}' is an adapter already; leave out --adapter")
         base, adapter = base_of(place), name
     model, tokenizer = load_weights(base, options)
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"'{name}' has an encoder and a decoder; perplexity in windows is for decoders alone")
     if adapter:
         adapters = Adapters(model)
         adapters.use(adapters.load(adapter))

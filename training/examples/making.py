@@ -131,7 +131,7 @@ class ExampleMaker:
         target = [*self.renderer.plain_ids(completion, beginning=False)]
         if not target or target[-1] not in self._ends():
             target += self._end()
-        source = self.renderer.plain_ids(prompt)
+        source = self.renderer.prompt_ids(prompt)
         over = len(source) + len(target) - self.max_length
         if over > 0:
             if not self.cut:
