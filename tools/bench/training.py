@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -235,16 +237,28 @@ def _learn(overrides: Sequence[str], work: Path) -> None:
     from training.config.door import compose
     from training.methods import method_run
 
-    more = ("data.eval_fraction=0.1", "data.packing=true", "trainer.samples=3", "trainer.sample_tokens=40")
-    config = compose([*overrides, *more, f"trainer.output={work / 'learned'}", "trainer.save_epochs=false"])
+    more = ("data.eval_fraction=0.1", "data.packing=true", "trainer.samples=1000", "trainer.sample_tokens=48")
+    rate = ("trainer.lr=2e-5", "trainer.schedule=cosine", "trainer.eval_every=1000000")  # only before and after
+    config = compose([*overrides, *more, *rate, f"trainer.output={work / 'learned'}", "trainer.save_epochs=false"])
     run = method_run(config.method.name)(config)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["eval_loss"] for line in logged if "eval_loss" in line]
-    click.echo(f"held-out loss: {' '.join(f'{loss:.3f}' for loss in losses)} (before, and after each epoch)")
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-    for before, after in zip(samples[:3], samples[-3:], strict=True):
-        click.echo(f"\n{before['prompt'].strip()}\n  expected: {_short(before['expected'])}")
-        click.echo(f"  before:   {_short(before['answer'])}\n  after:    {_short(after['answer'])}")
+    before, after = samples[: len(samples) // 2], samples[len(samples) // 2 :]
+    shared = [statistics.mean(_overlap(each["answer"], each["expected"]) for each in half) for half in (before, after)]
+    click.echo(f"held-out conversations ({len(before)}): loss {losses[0]:.3f} -> {losses[-1]:.3f}, ", nl=False)
+    click.echo(f"words shared with the expected answer (F1) {shared[0]:.3f} -> {shared[1]:.3f}")
+    for old, new in list(zip(before, after, strict=True))[:5]:
+        click.echo(f"\n{old['prompt'].strip()[-200:]}\n  expected: {_short(old['expected'])}")
+        click.echo(f"  before:   {_short(old['answer'])}\n  after:    {_short(new['answer'])}")
+
+
+def _overlap(answer: str, expected: str) -> float:
+    """F1 of the words of two texts, each as often as it occurs (Rajpurkar et al. 2016, section 6.1); 1 is best. The
+    expected text counts as far as the answer could have gone."""
+    ours, theirs = (re.findall(r"\w+", text.lower()) for text in (answer, expected))
+    shared = sum((Counter(ours) & Counter(theirs[:48])).values())
+    return 2 * shared / (len(ours) + len(theirs[:48])) if ours or theirs else 1.0
 
 
 def _short(text: str) -> str:
