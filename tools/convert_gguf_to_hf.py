@@ -21,7 +21,7 @@ from common.files import expand
 from tools.parity import Parity, Reference, beside, check_directory, check_gguf, load_gguf
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # llama.cpp's number for how a file stores most of its weights -> whose tolerance applies; quantised ones differ a
 # little, since llama.cpp rounds what it multiplies them with.
@@ -31,14 +31,21 @@ _EXACT = {0: "f32", 1: "f16"}
 def convert(file: Path, target: Path) -> Parity:
     """Write the directory `target`. Raises ValueError where transformers cannot read the file or would leave out
     something of it, where `target` exists, and where the directory does not agree with the file."""
+    header = read_header(file)
+    with beside(target) as made:
+        source, tokenizer = write_directory(file, made)
+        reference = Reference.of(source, tokenizer)
+        if importlib.util.find_spec("xllamacpp") is not None:
+            check_gguf(reference, file, _EXACT.get(header.values.get("general.file_type", -1), "q8_0"))
+        return check_directory(reference, made, "float32")
+
+
+def write_directory(file: Path, target: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Write the directory, unchecked; what it was made of, as transformers reads the file."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    header = read_header(file)
     tokenizer, source = load_gguf(file)
-    reference = Reference.of(source, tokenizer)
-    if importlib.util.find_spec("xllamacpp") is not None:
-        check_gguf(reference, file, _EXACT.get(header.values.get("general.file_type", -1), "q8_0"))
     # A model that remembers being quantised refuses to be saved, so its weights move to a fresh one.
     config = source.config
     if hasattr(config, "quantization_config"):
@@ -51,11 +58,12 @@ def convert(file: Path, target: Path) -> Parity:
     if outcome.unexpected_keys or set(outcome.missing_keys) - tied:
         raise ValueError(f"{file.name}: weights do not fit {config.model_type}: {outcome}")
     fresh.generation_config = _generation_config(tokenizer)
-    with beside(target) as made:
-        made.mkdir()
-        fresh.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        return check_directory(reference, made, "float32")
+    target.mkdir(parents=True)
+    fresh.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    for path in target.iterdir():
+        path.chmod(0o644)  # safetensors makes its file private; a model directory may be shared
+    return source, tokenizer
 
 
 def _generation_config(tokenizer: PreTrainedTokenizerBase) -> Any:
