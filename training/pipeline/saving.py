@@ -1,0 +1,173 @@
+"""Checkpoints of a pipeline: a Hugging Face directory, a shard from each process, that loads in one piece anywhere.
+
+Optimizer states are kept by the names of their parameters. So both can be read by other numbers of stages, and nothing
+need be converted. torch.distributed.checkpoint would do the same with a pickled list of contents.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from common.files import write_json
+from training.checkpoints import STATE, TRAINING, Checkpoints
+from training.pipeline.engine import Pipeline
+from training.pipeline.loading import INDEX, SINGLE
+from training.pipeline.stages import global_name
+from training.state_files import load_tree, save_tree
+
+ADAPTER = "adapter_model.safetensors"
+
+
+def save_checkpoint(
+    pipeline: Pipeline,
+    optimizer: torch.optim.Optimizer,
+    config: Any,
+    checkpoints: Checkpoints,
+    name: str,
+    state: dict[str, Any],
+) -> None:
+    """Write a checkpoint called `name` of the model that `config` describes, all processes together.
+
+    The first process gives it its name when all have written theirs: killed before, it is not there. `state` has at
+    least `global_step`.
+    """
+    if dist.get_rank() == 0:
+        checkpoints.begin(name)
+    dist.barrier()
+    made = checkpoints.unfinished(name)
+    if hasattr(pipeline.stages[0].model, "peft_config"):
+        save_adapter(pipeline, made)
+    else:
+        save_model(pipeline, made, config)
+    save_optimizer(pipeline, optimizer, made / TRAINING)
+    if dist.get_rank() == 0:
+        write_json(made / STATE, state)
+        checkpoints.finish(name)
+    dist.barrier()
+
+
+def save_model(pipeline: Pipeline, folder: Path, config: Any) -> None:
+    """Write the model that `config` describes into `folder`, a shard from each process; return when all have.
+
+    What makes it whole, `config.json`, is written last. Frozen weights are written as well.
+    """
+    from safetensors.torch import save_file
+
+    process, processes = pipeline.process, pipeline.num_processes
+    if pipeline.mesh.get_local_rank("data") == 0:
+        tensors: dict[str, torch.Tensor] = {}
+        for stage in pipeline.stages:
+            for name, value in stage.model.state_dict().items():
+                if global_name(stage, name) == name:  # a tied head is written as the embedding
+                    tensors[name] = value.detach().cpu().contiguous()
+        save_file(tensors, folder / shard_name(process, processes), metadata={"format": "pt"})
+    dist.barrier()
+    if dist.get_rank() == 0:
+        _write_index(folder, processes)
+        own = deepcopy(config)
+        own.dtype = pipeline.stages[0].dtype
+        own.save_pretrained(folder)
+    dist.barrier()
+
+
+def shard_name(process: int, processes: int) -> str:
+    """The file of one process, as transformers calls shards."""
+    return SINGLE if processes == 1 else f"model-{process + 1:05d}-of-{processes:05d}.safetensors"
+
+
+def _write_index(folder: Path, processes: int) -> None:
+    from safetensors import safe_open
+
+    names: dict[str, str] = {}
+    size = 0
+    for shard in [shard_name(process, processes) for process in range(processes)]:
+        size += (folder / shard).stat().st_size
+        with safe_open(folder / shard, "pt") as opened:
+            names |= dict.fromkeys(opened.keys(), shard)
+    if processes > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))})
+
+
+def save_adapter(pipeline: Pipeline, folder: Path) -> None:
+    """Write the adapter over all stages into `folder`, as PEFT would that of the whole model."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file, save_file
+
+    parts = [folder / f"part-{process}.safetensors" for process in range(pipeline.num_processes)]
+    if pipeline.mesh.get_local_rank("data") == 0:
+        tensors: dict[str, torch.Tensor] = {}
+        for stage in pipeline.stages:
+            tensors |= get_peft_model_state_dict(stage.model, save_embedding_layers=False)
+        save_file({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, parts[pipeline.process])
+    dist.barrier()
+    if dist.get_rank() == 0:
+        merged = {name: each for part in parts for name, each in load_file(part).items()}
+        save_file(merged, folder / ADAPTER, metadata={"format": "pt"})
+        for part in parts:
+            part.unlink()
+        pipeline.stages[0].model.peft_config["default"].save_pretrained(folder)
+    dist.barrier()
+
+
+def load_adapter(pipeline: Pipeline, folder: Path) -> None:
+    """Give the adapters over this process's stages the values of the one in `folder`.
+
+    Raises ValueError where it has none for some of them.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import safe_open
+
+    for stage in pipeline.stages:
+        names = list(get_peft_model_state_dict(stage.model, save_embedding_layers=False))
+        with safe_open(folder / ADAPTER, "pt") as opened:
+            if missing := set(names) - set(opened.keys()):
+                raise ValueError(f"the adapter in {folder} has no '{min(missing)}': it is another, or of another model")
+            set_peft_model_state_dict(stage.model, {name: opened.get_tensor(name) for name in names})
+
+
+def save_optimizer(pipeline: Pipeline, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write this process's optimizer states into `folder` by the names of their parameters."""
+    if pipeline.mesh.get_local_rank("data") == 0:
+        tree = {
+            "states": {name: optimizer.state[each] for name, each in _named(pipeline) if each in optimizer.state},
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+        }
+        save_tree(folder, f"optimizer-{pipeline.process}-of-{pipeline.num_processes}", tree)
+    dist.barrier()
+
+
+def load_optimizer(pipeline: Pipeline, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Give `optimizer` the states that `save_optimizer` wrote, also with other numbers of processes.
+
+    Raises ValueError where a parameter has none.
+    """
+    wanted = {name for name, each in _named(pipeline) if each.requires_grad}
+    states: dict[str, Any] = {}
+    groups: list[dict[str, Any]] = []
+    files = sorted(path.stem for path in folder.glob("optimizer-*.json"))
+    own = f"optimizer-{pipeline.process}-of-{pipeline.num_processes}"
+    for name in sorted(files, key=lambda each: each != own):  # its own first: usually it has all
+        if wanted - set(states):
+            tree = load_tree(folder, name)
+            states |= {key: value for key, value in tree["states"].items() if key in wanted}
+            groups = tree["groups"]
+    if missing := sorted(wanted - set(states)):
+        raise ValueError(f"{folder} has no optimizer state of '{missing[0]}' and {len(missing) - 1} others")
+    names = {id(each): name for name, each in _named(pipeline)}
+    order = [names[id(each)] for group in optimizer.param_groups for each in group["params"]]
+    now = optimizer.state_dict()["param_groups"]
+    if len(now) != len(groups):
+        raise ValueError(f"{folder} has an optimizer of {len(groups)} groups of parameters, not {len(now)}")
+    merged = [{**saved, "params": each["params"]} for saved, each in zip(groups, now, strict=True)]
+    optimizer.load_state_dict({"state": {n: states[name] for n, name in enumerate(order)}, "param_groups": merged})
+
+
+def _named(pipeline: Pipeline) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters by their names in the whole model: a tied head is the embedding, whose state it shares."""
+    last = pipeline.stages[-1]
+    return [(global_name(last, name), each) for name, each in pipeline.named_parameters()]
