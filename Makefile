@@ -90,6 +90,7 @@ bench-moderation: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 # DATA=file of short conversations
 bench-train: $(VENV)/.dev $(CHAT_MODEL)
 	$(BIN)/python -m tools.bench.training $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tools.torture.resumes --kills 20
 
 torture: $(VENV)/.dev
 	$(BIN)/python -m tools.torture.kills --kills 200
@@ -97,7 +98,6 @@ torture: $(VENV)/.dev
 	$(BIN)/python -m tools.torture.documents --files 300
 	$(BIN)/python -m tools.torture.requests --num 100000
 	$(BIN)/python -m tools.torture.texts --texts 50000
-	$(BIN)/python -m tools.torture.resumes --kills 20
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix

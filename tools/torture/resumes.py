@@ -5,7 +5,8 @@ Run: python -m tools.torture.resumes [--kills 20]
 A table: for whole models, LoRA, packed rows and two processes (gloo), how many of the killed runs ended in the same
 weights, the same state of the optimizer and the same loss curve. Each run is a process forked from one that has the
 libraries imported; it gets SIGKILL after a random share of the time the undisturbed run took, in the middle of whatever
-it does, and is started again until it ends by itself.
+it does, and is started again until it ends by itself. Then how far weights are apart that were trained on the same rows
+in steps of another shape.
 """
 
 from __future__ import annotations
@@ -206,9 +207,7 @@ def cli(kills: int, seed: int) -> None:
         different = sum(
             _try_variant([*common, *more], name, folder, num, kills, draw) for name, (num, more) in VARIANTS.items()
         )
-        click.echo(
-            f"two processes of 2 rows and one of 4, without dropout: {_spread(common, folder):.1e} apart at most"
-        )
+        _show_shapes(common, folder)
     finally:
         shutil.rmtree(folder)
     sys.exit(1 if different else 0)
@@ -236,21 +235,30 @@ def _try_variant(
     return kills - same
 
 
-def _spread(common: Sequence[str], folder: Path) -> float:
-    """The greatest difference between weights trained by two processes and by one, on the same rows a step."""
+SHAPES = {  # name -> processes, rows of a batch, batches of a step: 8 rows a step, always
+    "one batch of 8": (1, 8, 1),
+    "8 batches of 1": (1, 1, 8),
+    "two processes with batches of 4": (2, 4, 1),
+}
+
+
+def _show_shapes(common: Sequence[str], folder: Path) -> None:
+    """The greatest difference that the shape of a step makes to trained weights, without dropout."""
     from safetensors.numpy import load_file
 
     plain = folder / "plain"
     shutil.copytree(folder / "model", plain)
     settings = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.0}))
-    weights = []
-    for num_processes in (1, 2):
-        run = folder / f"of-{num_processes}"
-        rows = f"trainer.batch_size={4 // num_processes}"
-        killed_run([*common, f"model={plain}", rows], run, num_processes, [])
-        weights.append(load_file(run / "model.safetensors"))
-    return max(float(abs(weights[0][name] - weights[1][name]).max()) for name in weights[0])
+    first: dict[str, Any] = {}
+    for name, (num_processes, batch, accumulate) in SHAPES.items():
+        run = folder / name.replace(" ", "-")
+        shape = (f"model={plain}", f"trainer.batch_size={batch}", f"trainer.accumulate={accumulate}")
+        killed_run([*common, *shape], run, num_processes, [])
+        weights = load_file(run / "model.safetensors")
+        first = first or weights
+        apart = max(float(abs(first[each] - weights[each]).max()) for each in first)
+        click.echo(f"{name:<32}trained weights {apart:.1e} from those of {next(iter(SHAPES))}, at most")
 
 
 def _fork_model(folder: Path) -> int:
