@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from training.config.schema import ModelConfig, PeftConfig
 
 
-def add_adapter(model: Any, settings: PeftConfig, of: ModelConfig) -> Any:
-    """`model` with a fresh adapter, the only part that is trained.
+def add_adapter(model: Any, settings: PeftConfig, of: ModelConfig, classifies: bool = False) -> Any:
+    """`model` with a fresh adapter, the only part that is trained, besides the head of one that `classifies`.
 
     Raises ValueError for a method or an option that PEFT does not have, and for layers that the model lacks.
     """
@@ -21,7 +21,7 @@ def add_adapter(model: Any, settings: PeftConfig, of: ModelConfig) -> Any:
 
     if of.quantize.value != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
-    wanted = adapter_config(settings, bool(model.config.is_encoder_decoder))
+    wanted = adapter_config(settings, bool(model.config.is_encoder_decoder), classifies)
     with warnings.catch_warnings():
         # PEFT asks the model by a name that transformers is about to drop.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -40,7 +40,7 @@ def open_adapter(model: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
 
 
-def adapter_config(settings: PeftConfig, encoder_decoder: bool) -> Any:
+def adapter_config(settings: PeftConfig, encoder_decoder: bool, classifies: bool = False) -> Any:
     """PEFT's configuration for `settings`; options that are not valid for its method are refused by name."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
 
@@ -52,7 +52,8 @@ def adapter_config(settings: PeftConfig, encoder_decoder: bool) -> Any:
         raise ValueError(f"unknown adapter method '{settings.name}'{meant} PEFT has: {', '.join(sorted(kinds))}")
     config = PEFT_TYPE_TO_CONFIG_MAPPING[kinds[name]]
     known = {each.name for each in dataclasses.fields(config)}
-    ours: dict[str, Any] = {"task_type": TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM}
+    task = TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM
+    ours: dict[str, Any] = {"task_type": TaskType.SEQ_CLS if classifies else task}
     if name == "lora":
         ours |= {"r": settings.r, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
         ours |= {"use_dora": settings.dora}

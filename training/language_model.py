@@ -1,124 +1,28 @@
-"""A run of a language-model method (ntp, sft, prefix_lm), from configuration to a directory that chat can load."""
+"""The methods that learn to go on with a text (ntp, sft, prefix_lm): which parts of a run are theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
-from training.arguments import evaluates, training_arguments
-from training.checkpoints import export_model
-from training.processes import is_first, main_first, num_processes, rank
-from training.record import Record, plain
-from training.run_directory import RunDirectory, open_run
-from training.tracking.logfile import run_log
-from training.tracking.throughput import Throughput, model_flops, peak_tflops
-from training.upload import Uploader
+from training.running import Task, run_task
 
 if TYPE_CHECKING:
     from training.config.schema import Config
     from training.examples.collate import Collate
-    from training.examples.preparing import Prepared
     from training.models import Loaded
-    from training.trainer import ParleyTrainer
 
 
 def train(config: Config, kinds: tuple[type, ...]) -> Path:
-    """Run `config` on rows of `kinds`; return the run's directory.
+    """Run `config` on rows of `kinds`; return the run's directory, which chat can load.
 
     Raises ValueError for whatever in configuration, model or data cannot be trained.
     """
-    from training.examples.preparing import prepare
-    from training.isolation import check_isolation
-    from training.models import load
+    from training.objective import language_model_objective
 
-    directory = open_run(config)
-    resume = directory.resume_from
-    loaded = load(config, resume.path if resume else None)
-    if config.data.packing:
-        check_isolation(loaded.model)
-    with main_first():
-        data = prepare(config, loaded, kinds)
-    if is_first():
-        directory.path.mkdir(parents=True, exist_ok=True)
-        _tell(config, loaded, data, directory)
-    record = Record(directory.path, config)
-    uploader = Uploader(config.trainer.upload) if config.trainer.upload and is_first() else None
-    trainer = _trainer(config, loaded, data, directory, uploader)
-    if is_first():
-        record.write(model=loaded.about, data=data.about)
-    with run_log(directory.path, rank(), num_processes()), uploader or nullcontext(), _closing(trainer.ours):
-        if resume is None or resume.step < trainer.planned_steps():
-            trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
-    if is_first():
-        _finish(config, trainer, directory, record)
-    trainer.accelerator.wait_for_everyone()
-    return directory.path
-
-
-def _trainer(
-    config: Config, loaded: Loaded, data: Prepared, directory: RunDirectory, uploader: Uploader | None
-) -> ParleyTrainer:
-    from training.objective import language_model_loss
-    from training.samples import Samples
-    from training.tracking.callbacks import Tracking
-    from training.tracking.reporters import reporters
-    from training.trainer import ParleyTrainer, Schedule
-
-    settings = config.trainer
-    args = training_arguments(config, directory.path, directory.resume_from is not None)
-    throughput = Throughput(model_flops(loaded.model), _peak(config, args))
-    callbacks = [
-        Schedule(settings.eval_every, settings.save_every, settings.save_epochs, evaluates(config)),
-        Tracking(directory.path, throughput),
-        *reporters(settings.report_to, plain(config), directory.path),
-    ]
-    if uploader is not None:
-        directory.checkpoints.held = uploader.busy
-        for checkpoint in directory.checkpoints.all():
-            uploader.enqueue(checkpoint.path)
-    return ParleyTrainer(
-        loaded.model,
-        args,
-        loss=language_model_loss,
-        collate=_collate(config, loaded),
-        train_rows=data.train,
-        eval_rows=data.eval,
-        checkpoints=directory.checkpoints,
-        tokenizer=loaded.tokenizer,
-        throughput=throughput,
-        on_checkpoint=uploader.enqueue if uploader else lambda _: None,
-        on_evaluated=Samples(directory.path, loaded, data.eval, settings.samples, settings.sample_tokens),
-        speaker_names=settings.folder_names.value == "epoch_step",
-        keep_best=settings.keep.value == "best",
-        early_stop=settings.early_stop,
-        callbacks=callbacks,
-    )
-
-
-def _peak(config: Config, args: Any) -> float | None:
-    """The devices' peak together, in TFLOP/s, where it is told or known."""
-    import torch
-
-    one = config.trainer.peak_tflops
-    if one is None and args.device.type == "cuda":
-        one = peak_tflops(torch.cuda.get_device_name(args.device))
-    return None if one is None else one * args.world_size
-
-
-@contextmanager
-def _closing(callbacks: Sequence[Any]) -> Iterator[None]:
-    """Close what has something to close, however training ends."""
-    try:
-        yield
-    finally:
-        for each in callbacks:
-            if hasattr(each, "close"):
-                each.close()
+    task = Task(kinds, partial(_collate, config), lambda *_: language_model_objective(), packs=True)
+    return run_task(config, task)
 
 
 def _collate(config: Config, loaded: Loaded) -> Collate:
@@ -131,35 +35,3 @@ def _collate(config: Config, loaded: Loaded) -> Collate:
     if getattr(config.method, "bidirectional", False):
         return partial(with_bidirectional_prefix, pad_id=pad_id)
     return partial(causal_batch, pad_id=pad_id, packed=config.data.packing)
-
-
-def _tell(config: Config, loaded: Loaded, data: Prepared, directory: RunDirectory) -> None:
-    """What will be trained, on what; one example with its loss mask."""
-    about = loaded.about
-    share = about["trainable"] / max(about["parameters"], 1)
-    size = f"{about['parameters']:,} parameters, {share:.1%} of them trained"
-    click.echo(f"{config.model.name}: {about['architecture']}, {size}", err=True)
-    for line in data.told():
-        click.echo(line, err=True)
-    if directory.resume_from:
-        click.echo(f"going on from {directory.resume_from.path} (step {directory.resume_from.step})", err=True)
-    else:
-        click.echo(data.shown(loaded.tokenizer), err=True)
-
-
-def _finish(config: Config, trainer: Any, directory: RunDirectory, record: Record) -> None:
-    """The run's model and its last account."""
-    newest = chosen = directory.checkpoints.all()[-1]
-    best = trainer.state.best_global_step
-    if config.trainer.keep.value == "best":
-        chosen = next((each for each in directory.checkpoints.all() if each.step == best), newest)
-        if chosen.step != best:
-            click.echo("no evaluation was better than that before training; the last weights are kept", err=True)
-    export_model(chosen.path, directory.path)
-    directory.checkpoints.prune(chosen.step)  # what was held back while it was uploaded
-    record.write(
-        status="finished",
-        model_of_step=chosen.step,
-        steps=newest.step,
-        metrics=[line for line in trainer.state.log_history if "eval_loss" in line or "train_loss" in line][-20:],
-    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ def load(config: Config, checkpoint: Path | None = None, head: Head | None = Non
 
     Raises ValueError where that cannot be done.
     """
+    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -65,7 +67,10 @@ def load(config: Config, checkpoint: Path | None = None, head: Head | None = Non
             raise ValueError("it is an adapter; to train it further set peft to its method, as peft=lora")
         if config.peft.name:
             start = checkpoint or adapter
-            model = open_adapter(model, start) if start else add_adapter(model, config.peft, config.model, head is not None)
+            torch.manual_seed(config.trainer.seed)  # for the adapter
+            model = (
+                open_adapter(model, start) if start else add_adapter(model, config.peft, config.model, head is not None)
+            )
     renderer = Renderer(tokenizer, for_encoder=bool(model.config.is_encoder_decoder))
     if tokenizer.eos_token_id is None and head is None:
         raise ValueError(
@@ -82,6 +87,11 @@ def load(config: Config, checkpoint: Path | None = None, head: Head | None = Non
 def is_adapter(name: str) -> bool:
     """Whether a model's name is that of an adapter's directory."""
     return _base_of(Path(resolve_model(name)))[1] is not None
+
+
+def base_of(name: str) -> str:
+    """The directory or id of a model, or of the one that an adapter is over."""
+    return _base_of(Path(resolve_model(name)))[0]
 
 
 def ensure_own_padding(tokenizer: Any, grows: bool) -> None:
@@ -154,25 +164,37 @@ def _weights(config: Config, name: str, tokenizer: Any, fresh: bool, head: Head 
             raise ValueError(f"its configuration has no '{unknown[0]}' (model.config)")
         settings.update({"vocab_size": max(num_tokens, settings.vocab_size), **config.model.config})
         torch.manual_seed(config.trainer.seed)
-        made = opener.from_config(
-            settings, dtype=dtype, attn_implementation=config.model.attention
-        )
+        made = opener.from_config(settings, dtype=dtype, attn_implementation=config.model.attention)
     else:
         more = _quantised(config) if config.model.quantize.value != "none" else {}
-        made = opener.from_pretrained(
-            name,
-            config=settings,
-            dtype=dtype,
-            attn_implementation=config.model.attention,
-            use_safetensors=True,
-            **more,
-        )
+        with quiet_about_head() if head else nullcontext():
+            made = opener.from_pretrained(
+                name,
+                config=settings,
+                dtype=dtype,
+                attn_implementation=config.model.attention,
+                use_safetensors=True,
+                **more,
+            )
     embedding = made.get_input_embeddings()
     if num_tokens > embedding.weight.shape[0]:
         made.resize_token_embeddings(num_tokens)
     # torch gives the padding token's embedding no gradient; often that token ends replies too, and must be learned.
     embedding.padding_idx = None
     return made
+
+
+@contextmanager
+def quiet_about_head() -> Iterator[None]:
+    """transformers would report that the head is new and that the language head is not used."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _quantised(config: Config) -> dict[str, Any]:

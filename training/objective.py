@@ -1,18 +1,53 @@
-"""The loss of language models, and how it is computed only where it is asked for.
+"""What a method computes of a batch; and the loss of language models, computed only where it is asked for.
 
-N: positions with a loss; V: vocabulary.
+N: positions with a loss; V: vocabulary; K: parts of a loss, each a mean over things of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from training.examples.collate import IGNORE, Batch
+from training.examples.collate import IGNORE, Batch, num_loss_tokens
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+
+class Outcome(NamedTuple):
+    """`sums` () or (K): summed losses of a batch; `records` (n, c): numbers that metrics are made of, a line for each
+    thing that is judged."""
+
+    sums: torch.Tensor
+    records: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`loss` gives sums, which the trainer divides by `count`, () or (K) of a batch, over the whole step, and adds up:
+    so neither accumulation nor the number of processes changes a gradient. `metrics(loss, counts (K), records (n, c))`
+    is what an evaluation tells beside its loss."""
+
+    loss: Callable[[Any, Batch], Outcome]
+    count: Callable[[Batch], torch.Tensor]
+    metrics: Callable[[float, list[float], NDArray[np.float64]], dict[str, float]]
+
+
+def language_model_objective() -> Objective:
+    """The mean over tokens; evaluation tells its exponential, the perplexity, and how many tokens there were."""
+
+    def loss(model: Any, batch: Batch) -> Outcome:
+        return Outcome(language_model_loss(model, batch))
+
+    def metrics(loss: float, counts: list[float], _: NDArray[np.float64]) -> dict[str, float]:
+        return {"perplexity": math.exp(min(loss, 700.0)), "tokens": counts[0]}
+
+    return Objective(loss, num_loss_tokens, metrics)
 
 
 def negative_log_likelihood(
@@ -39,7 +74,7 @@ def language_model_loss(model: Any, batch: Batch) -> torch.Tensor:
         keep_BT = keep_BT.clone()
         keep_BT[0, 0] = True  # every process must compute gradients, if only zeros
     weights = batch.get("weights")
-    with _head_only_at(model, keep_BT):
+    with head_only_at(model, keep_BT):
         logits_NV = model(**inputs, use_cache=False).logits
     if empty:
         nothing: torch.Tensor = logits_NV.float().sum() * 0.0
@@ -49,7 +84,7 @@ def language_model_loss(model: Any, batch: Batch) -> torch.Tensor:
 
 
 @contextmanager
-def _head_only_at(model: Any, keep_BT: torch.Tensor) -> Iterator[None]:
+def head_only_at(model: Any, keep_BT: torch.Tensor) -> Iterator[None]:
     """Let the model's last layer, from hidden states to logits, see only the positions that are kept.
 
     That layer is a fifth of a small model's work and most of its memory, and a prompt's logits are never looked at.

@@ -1,8 +1,9 @@
 """transformers' Trainer with our data, losses, checkpoints and evaluation.
 
-What is changed: rows come in an order that depends on seed and position alone; a loss is a sum, divided by the tokens
-of the whole step over all batches and processes; checkpoints are whole, exact and free of pickle; evaluation counts
-every token once. The rest (devices, mixed precision, accumulation, DDP, FSDP, DeepSpeed, schedules) is the library's.
+What is changed: rows come in an order that depends on seed and position alone; a loss is a sum, divided by what is
+counted (tokens, pairs) in the whole step over all batches and processes; checkpoints are whole, exact and free of
+pickle; evaluation counts everything once. The rest (devices, mixed precision, accumulation, DDP, FSDP, DeepSpeed,
+schedules) is the library's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedModel,
@@ -27,31 +30,31 @@ from transformers import (
 from training.checkpoints import STATE, TRAINING, Checkpoints, name_of
 from training.examples.collate import Batch, Collate, num_loss_tokens
 from training.examples.order import Batches, Mixture
+from training.objective import Objective
 from training.state_files import load_tree, random_state, save_tree, set_random_state
 from training.tracking.throughput import Throughput, TokenMeter
 
-Loss = Callable[[Any, Batch], torch.Tensor]
-
 
 class ParleyTrainer(Trainer):
-    """Trains `model` on `train_rows` with `loss`, which gives the sum over a batch's tokens.
+    """Trains `model` on `train_rows` for `objective`.
 
     `eval_rows` (or None) are evaluated in order; `on_evaluated(trainer)` is called after that, for samples, and
     `on_checkpoint(path)` after a checkpoint has its name.
     """
 
-    loss_is_scaled_for_ga = True  # it is divided by the tokens of all accumulated batches
+    loss_is_scaled_for_ga = True  # it is divided by the counts of all accumulated batches
     model: Any
     model_wrapped: Any
     optimizer: Any
     lr_scheduler: Any
+    objective: Objective
 
     def __init__(
         self,
         model: Any,
         args: TrainingArguments,
         *,
-        loss: Loss,
+        objective: Objective,
         collate: Collate,
         train_rows: Mixture,
         eval_rows: Mixture | None,
@@ -70,7 +73,7 @@ class ParleyTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.ours = callbacks or []
         self.tokenizer = tokenizer
-        self.loss, self.collate = loss, collate
+        self.objective, self.collate = objective, collate
         self.train_rows, self.eval_rows = train_rows, eval_rows
         self.checkpoints = checkpoints
         self.throughput, self._meter = throughput, TokenMeter()
@@ -92,12 +95,12 @@ class ParleyTrainer(Trainer):
         return loader
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        """The tokens with a loss of all batches of a step, over all processes; at least 1."""
+        """What the sums of all batches of a step are divided by, over all processes; at least 1."""
         num = torch.tensor(0)
         for batch in batch_samples:
-            with_loss = num_loss_tokens(batch)
-            self._meter.add(batch["num_tokens"], int(with_loss), batch["input_ids"].shape[1])
-            num += with_loss
+            num_with_loss = int(num_loss_tokens(batch)) if "shift_labels" in batch else 0
+            self._meter.add(batch["num_tokens"], num_with_loss, batch["input_ids"].shape[1])
+            num = num + self.objective.count(batch)
         if self.args.world_size > 1:
             num = self.accelerator.reduce(num.to(device), "sum")
         return num.to(device).clamp(min=1)
@@ -111,8 +114,8 @@ class ParleyTrainer(Trainer):
     ) -> torch.Tensor:
         """The batch's share of the mean loss of the step. DDP and FSDP average gradients over the processes, which the
         factor takes back."""
-        total: torch.Tensor = self.loss(model, {key: value for key, value in inputs.items() if key != "num_tokens"})
-        share: torch.Tensor = total * self.accelerator.num_processes / num_items_in_batch
+        sums = self.objective.loss(model, {key: value for key, value in inputs.items() if key != "num_tokens"}).sums
+        share: torch.Tensor = (sums * self.accelerator.num_processes / num_items_in_batch).sum()
         return share
 
     def planned_steps(self) -> int:
@@ -135,23 +138,30 @@ class ParleyTrainer(Trainer):
     # Evaluation
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss over the tokens of `eval_rows`, and its exponential, the perplexity. Lower is better."""
+        """Mean loss over `eval_rows`, lower is better, and the objective's metrics."""
         if self.eval_rows is None:
             raise ValueError("there is no evaluation data; set data.eval or data.eval_fraction")
         model = self.model_wrapped if self.is_in_train else self.model
         training = model.training
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
+        totals = torch.tensor(0.0, dtype=torch.float64)  # (2, K) sums and counts
+        records: list[Any] = []
         with torch.no_grad():
             for batch in self._loader(self.eval_rows, self.args.per_device_eval_batch_size):
-                num = int(num_loss_tokens(batch))
+                counts = self.objective.count(batch).reshape(-1)
                 del batch["num_tokens"]
-                sums += torch.tensor([self.loss(model, self._prepare_inputs(batch)).item(), num], dtype=torch.float64)
+                sums, judged = self.objective.loss(model, self._prepare_inputs(batch))
+                totals = totals + torch.stack([sums.reshape(-1).cpu().double(), counts.double()])
+                if judged is not None:
+                    records.append(judged.detach().cpu().double().numpy())
         if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+            totals = self.accelerator.reduce(totals.to(self.args.device), "sum").cpu()
+            records = gather_object(records)
         model.train(training)
-        loss = float(sums[0] / sums[1])
-        metrics = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700.0)), "eval_tokens": float(sums[1])}
+        loss = float((totals[0] / totals[1].clamp(min=1)).sum())
+        judgements = np.concatenate(records) if records else np.zeros((0, 1))
+        told = self.objective.metrics(loss, totals[1].tolist(), judgements)
+        metrics = {"eval_loss": loss, **{f"eval_{name}": value for name, value in told.items()}}
         self.log(metrics)
         self._on_evaluated(self)
         self._judge(loss)
@@ -218,6 +228,8 @@ class ParleyTrainer(Trainer):
         unwrapped.save_pretrained(output_dir, state_dict=state_dict)
         if isinstance(unwrapped, PreTrainedModel):
             unwrapped.config.use_cache = False
+        elif getattr(unwrapped.peft_config["default"], "task_type", None) == "SEQ_CLS":
+            unwrapped.config.save_pretrained(output_dir)  # an adapter does not say what the head's labels are
         self.tokenizer.save_pretrained(output_dir)
 
     @property

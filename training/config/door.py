@@ -26,7 +26,14 @@ _VERBATIM = (
 )
 VERBATIM = frozenset(_VERBATIM.split())
 # Sections that take any key: a library's own settings.
-OPEN = ("model.config", "peft.options", "trainer.schedule_options", "distributed.fsdp")
+OPEN = (
+    "model.config",
+    "peft.options",
+    "trainer.schedule_options",
+    "distributed.fsdp",
+    "method.labels",
+    "method.coeffs",
+)
 
 
 def register() -> None:

@@ -49,7 +49,7 @@ def best(row: RankedRow) -> str:
 
 
 def _chosen(row: PreferenceRow) -> list[Row]:
-    return [ChatRow(_prompt_of(row).add("assistant", row.chosen))]
+    return [ChatRow(_prompt_of(row).add("assistant", row.chosen), row.weight)]
 
 
 def _both_rated(row: PreferenceRow) -> list[Row]:
@@ -58,7 +58,7 @@ def _both_rated(row: PreferenceRow) -> list[Row]:
 
 
 def _both_ranked(row: PreferenceRow) -> list[Row]:
-    return [RankedRow(row.prompt, (row.chosen, row.rejected), (1.0, 0.0))]
+    return [RankedRow(row.prompt, (row.chosen, row.rejected), (1.0, 0.0), row.weight)]
 
 
 def _good(row: RatedRow) -> list[Row]:
@@ -76,7 +76,7 @@ def _up_to_last_answer(row: ChatRow) -> list[Row]:
 
 
 def _best_chat(row: RankedRow) -> list[Row]:
-    return [ChatRow(_prompt_of(row).add("assistant", best(row)))]
+    return [ChatRow(_prompt_of(row).add("assistant", best(row)), row.weight)]
 
 
 def _prompt_of(row: PreferenceRow | RankedRow) -> Conversation:

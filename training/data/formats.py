@@ -129,7 +129,7 @@ def _preference(row: Fields) -> Row:
         prompt = known
     if chosen == rejected:
         raise ValueError("'chosen' and 'rejected' are the same")
-    return PreferenceRow(prompt, chosen, rejected, margin)
+    return PreferenceRow(prompt, chosen, rejected, margin, weight_of(row))
 
 
 def _parted(conversations: list[Conversation]) -> tuple[Conversation, list[str]]:
@@ -157,20 +157,23 @@ def _scored(row: Fields) -> Row:
     elif responses and all(map(is_dialogue, responses)):
         prompt, answers = _parted([dialogue(text) for text in responses])
         responses = tuple(answers)
-    return _ranked_row(prompt, responses, list_of(row, scores))
+    return _ranked_row(row, prompt, responses, list_of(row, scores))
 
 
 def _ranked(row: Fields) -> Row:
     responses = tuple(checked_text(each, "a response") for each in list_of(row, "responses"))
     prompt = None if row.get("prompt") is None else _prompt(row, "prompt")
-    return _ranked_row(prompt, responses, list_of(row, "scores"))
+    return _ranked_row(row, prompt, responses, list_of(row, "scores"))
 
 
-def _ranked_row(prompt: Conversation | None, responses: tuple[str, ...], scores: list[Any]) -> RankedRow:
+def _ranked_row(row: Fields, prompt: Conversation | None, responses: tuple[str, ...], scores: list[Any]) -> RankedRow:
     if len(responses) != len(scores) or not responses:
         raise ValueError(f"{len(responses)} answers and {len(scores)} scores; there must be one score for each")
     return RankedRow(
-        prompt, responses, tuple(None if each is None else checked_number(each, "a score") for each in scores)
+        prompt,
+        responses,
+        tuple(None if each is None else checked_number(each, "a score") for each in scores),
+        weight_of(row),
     )
 
 

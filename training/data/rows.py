@@ -47,6 +47,7 @@ class PreferenceRow:
     chosen: str
     rejected: str
     margin: float | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class RankedRow:
     prompt: Conversation | None
     responses: tuple[str, ...]
     scores: tuple[float | None, ...]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Layout(Protocol):
 
 
 class Singles:
-    """A row is an example. `numbers` restricts it to some of the store's."""
+    """A row is one of the store's. `numbers` restricts it to some of them."""
 
     def __init__(self, store: TokenStore, numbers: NDArray[np.int64] | None = None) -> None:
         self._store = store
@@ -38,7 +38,7 @@ class Singles:
         return len(self._numbers)
 
     def row(self, epoch: int, number: int) -> list[Example]:  # noqa: ARG002  # the same in every epoch
-        return [self._store[int(self._numbers[number])]]
+        return self._store[int(self._numbers[number])]
 
 
 class Packed:
@@ -53,7 +53,7 @@ class Packed:
         return len(self._bins)
 
     def row(self, epoch: int, number: int) -> list[Example]:  # noqa: ARG002  # the same in every epoch
-        return [self._store[int(each)] for each in self._bins[number]]
+        return [example for each in self._bins[number] for example in self._store[int(each)]]
 
 
 class Windows:

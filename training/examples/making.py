@@ -29,11 +29,17 @@ NO_LOSS = "left out: no token has a loss"
 
 @dataclass(frozen=True)
 class Example:
-    """`ids` (n) int32, `mask` (n) bool: true where the token has a loss; `weight` multiplies that loss."""
+    """`ids` (n) int32, `mask` (n) bool: true where the token has a loss; `weight` multiplies that loss.
+
+    `values` is what else a method knows of it, as its score: as many numbers as all its others have. `joined` examples
+    stay in one row with the one before: the answers to one prompt.
+    """
 
     ids: NDArray[np.int32]
     mask: NDArray[np.bool_]
     weight: float = 1.0
+    values: tuple[float, ...] = ()
+    joined: bool = False
 
 
 @dataclass

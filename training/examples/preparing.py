@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.files import expand, home
+from training.data.converting import LeftOut
 from training.data.mixture import Source, parse_mixture
 from training.data.reading import Report, read_rows
 from training.examples.layout import Layout, Packed, Singles, Windows
@@ -23,13 +26,24 @@ if TYPE_CHECKING:
     from training.models import Loaded
 
 
+class Maker(Protocol):
+    """Makes examples of a row, and counts by name what happened to rows."""
+
+    counts: Counter[str]
+
+    def examples(self, row: Any) -> Iterator[Example]:
+        """The examples of a row. Raises ValueError for a row that cannot be used."""
+        ...
+
+
 @dataclass
 class Prepared:
-    """`train` and `eval` rows; `about` each source: what run.json keeps."""
+    """`train` and `eval` rows; `about` each source: what run.json keeps. `stores`: all examples of both."""
 
     train: Mixture
     eval: Mixture | None
     about: list[dict[str, Any]] = field(default_factory=list)
+    stores: list[TokenStore] = field(default_factory=list)
 
     def told(self) -> Iterator[str]:
         """A line a source: what it gave, and what happened to rows on the way."""
@@ -50,14 +64,23 @@ class Prepared:
         return f"the first example; only what is «so marked» is learned:\n{text}"
 
 
-def prepare(config: Config, loaded: Loaded, kinds: tuple[type, ...]) -> Prepared:
+def prepare(
+    config: Config,
+    loaded: Loaded,
+    kinds: tuple[type, ...],
+    maker: Callable[[], Maker] | None = None,
+    settings: Sequence[Any] = (),
+) -> Prepared:
     """Read, tokenise (or find from an earlier run) and lay out all data of a run.
 
-    Raises ValueError for sources that cannot be read, bad rows, and where nothing is left to train on.
+    `maker` gives what makes examples of the rows of a source, by default for language models; `settings` are those of
+    the method that its examples depend on. Raises ValueError for sources that cannot be read, bad rows, and where
+    nothing is left to train on.
     """
     data = config.data
     sources = parse_mixture(data.train, data.format)
-    stores = [_store(config, loaded, source, kinds) for source in sources]
+    maker = maker or partial(_language_maker, config, loaded)
+    stores = [_store(config, loaded, source, kinds, maker(), settings) for source in sources]
     weighted = any(source.weight != 1 for source in sources)
     weights = [source.weight for source in sources] if weighted else None
     about = [store.about for store in stores]
@@ -66,8 +89,10 @@ def prepare(config: Config, loaded: Loaded, kinds: tuple[type, ...]) -> Prepared
     train = Mixture(layouts, config.trainer.seed, weights)
     evaluation = None
     if data.eval:
-        others = [_store(config, loaded, source, kinds) for source in parse_mixture(data.eval, data.format)]
+        held_sources = parse_mixture(data.eval, data.format)
+        others = [_store(config, loaded, source, kinds, maker(), settings) for source in held_sources]
         about += [store.about for store in others]
+        stores += others
         evaluation = Mixture([Singles(store) for store in others], config.trainer.seed)
     elif data.eval_fraction:
         evaluation = Mixture(
@@ -75,7 +100,7 @@ def prepare(config: Config, loaded: Loaded, kinds: tuple[type, ...]) -> Prepared
         )
     if evaluation is not None and not len(evaluation):
         raise ValueError(f"data.eval_fraction={data.eval_fraction} of the examples is none; raise it")
-    return Prepared(train, evaluation, about)
+    return Prepared(train, evaluation, about, stores)
 
 
 def _layout(config: Config, store: TokenStore, numbers: NDArray[np.int64]) -> Layout:
@@ -94,7 +119,20 @@ def _held_out(num: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], 
     return np.sort(shuffled[cut:]), np.sort(shuffled[:cut])
 
 
-def _store(config: Config, loaded: Loaded, source: Source, kinds: tuple[type, ...]) -> TokenStore:
+def _language_maker(config: Config, loaded: Loaded) -> Maker:
+    data = config.data
+    return ExampleMaker(
+        loaded.renderer,
+        data.max_length,
+        train_all=data.train_on.value == "all",
+        cut=data.too_long.value == "cut",
+        encoder_decoder=loaded.encoder_decoder,
+    )
+
+
+def _store(
+    config: Config, loaded: Loaded, source: Source, kinds: tuple[type, ...], maker: Maker, settings: Sequence[Any]
+) -> TokenStore:
     """The examples of a source: from an earlier run, or made now."""
     data = config.data
     report = Report()
@@ -106,18 +144,12 @@ def _store(config: Config, loaded: Loaded, source: Source, kinds: tuple[type, ..
         "tokenizer": _fingerprint(loaded.tokenizer),
         "encoder_decoder": loaded.encoder_decoder,
         "method": _prefix_settings(config),
+        "maker": [type(maker).__name__, *settings],
         "settings": [data.max_length, data.too_long.value, data.train_on.value, data.on_bad_row.value],
     }
     folder = (expand(data.cache) if data.cache else home() / "cache" / "tokens") / store_name(ingredients)
     if (folder / "store.json").is_file():
         return TokenStore(folder)
-    maker = ExampleMaker(
-        loaded.renderer,
-        data.max_length,
-        train_all=data.train_on.value == "all",
-        cut=data.too_long.value == "cut",
-        encoder_decoder=loaded.encoder_decoder,
-    )
     about: dict[str, Any] = {"source": source.location}
 
     def examples() -> Iterator[Example]:
@@ -125,6 +157,9 @@ def _store(config: Config, loaded: Loaded, source: Source, kinds: tuple[type, ..
         for place, row in read_rows(source, kinds, report, strict):
             try:
                 made = list(maker.examples(row))
+            except LeftOut as rule:
+                report.skip(str(rule), place)
+                continue
             except ValueError as error:  # the chat template refuses it, or it would forge a token
                 if strict:
                     raise ValueError(f"{place}: {error}; mend it, or set data.on_bad_row=skip") from None

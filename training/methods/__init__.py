@@ -10,6 +10,14 @@ METHODS = {
     "ntp": "training.methods.ntp",
     "sft": "training.methods.sft",
     "prefix_lm": "training.methods.prefix_lm",
+    "reward": "training.methods.reward",
+    "dpo": "training.methods.dpo",
+    "kto": "training.methods.kto",
+    "rrhf": "training.methods.rrhf",
+    "rejection": "training.methods.rejection",
+    "weighted": "training.methods.weighted",
+    "offline_ppo": "training.methods.offline_ppo",
+    "classification": "training.methods.classification",
 }
 
 
