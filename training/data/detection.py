@@ -21,6 +21,7 @@ def detect_format(
 
     A row is of a format by its columns. Where it may be of several, one that needs all columns of another and more goes
     before it (`prompt chosen rejected` before `prompt`), and then the one that gives the kind that is `wanted` first.
+    Rows of no known format do not count where others are of one.
     Raises ValueError, which names the columns, where that leaves none or several, or no format has more than half.
     """
     votes: Counter[tuple[str, ...]] = Counter()
@@ -35,6 +36,8 @@ def detect_format(
             votes[tuple(each.name for each in _candidates(fields, wanted))] += 1
     if not votes:
         return None
+    if len(votes) > 1:
+        del votes[()]  # rows of no known format are told one by one, when they are read
     (names, count), *_ = votes.most_common(1)
     if len(names) == 1 and count * 2 > votes.total():
         return FORMATS[names[0]]

@@ -298,3 +298,13 @@ def test_scored_answers(name, num):
             assert all(asked_in_it) or report.changed
     chats = rows_of(DATA / name, SFT, strict=False)
     assert len(chats) == len(rows)
+
+
+def test_a_row_of_no_format_is_told_by_its_place_and_does_not_hide_that_of_the_others(tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    path = write(tmp_path / "a.jsonl", [good, {"messages": 3}, {"x": 1}])
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: 'messages' must be a list"):
+        rows_of(path, SFT)
+    report = Report()
+    assert len(rows_of(path, SFT, report, strict=False)) == 1
+    assert sum(report.skipped().values()) == 2
