@@ -16,7 +16,7 @@ import numpy as np
 from chatbot.conversation import Conversation
 from training.data.converting import LeftOut
 from training.examples.collate import Batch, causal_batch
-from training.examples.making import CUT, SHORTENED, Example
+from training.examples.making import CUT, SHORTENED, Example, without_oldest
 
 if TYPE_CHECKING:
     from chatbot.rendering import Renderer
@@ -98,14 +98,6 @@ class AnswerMaker:
             ids = rendered.ids[:stop]  # without white space that the template puts after the end
         ends = self.renderer.special_ids | {end}
         return (ids if ids and ids[-1] in ends else [*ids, end]), start
-
-
-def without_oldest(prompt: Conversation) -> Conversation | None:
-    """The prompt without its oldest exchange; None where only the user's last turn is left. A system message stays."""
-    turns = list(prompt)
-    system = turns[:1] if turns[0].role == "system" else []
-    later = [place for place, turn in enumerate(turns) if turn.role == "user" and place > len(system)]
-    return Conversation(tuple(system + turns[later[0] :])) if later else None
 
 
 def end_id(tokenizer: Any) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from chatbot.conversation import Conversation, Message
+from chatbot.conversation import Conversation
 from chatbot.rendering import Rendered
 from training.data.rows import ChatRow, PairRow, Row, TextRow
 
@@ -87,21 +87,19 @@ class ExampleMaker:
                 yield _example(piece, [True] * len(piece), 1.0)
 
     def _of_chat(self, conversation: Conversation) -> tuple[list[int], list[bool]] | None:
-        turns = list(conversation)
-        while turns and turns[-1].role != "assistant":
-            turns.pop()
-        if not turns:
+        last_reply = conversation.last_index("assistant")
+        if last_reply is None:
             self.counts[NO_LOSS] += 1
             return None
-        fits = self._newest_that_fit(turns)
+        fits = self._newest_that_fit(conversation.upto(last_reply + 1))
         if fits is None:
             return None
+        kept, rendered = fits
         if self.encoder_decoder:
-            *before, reply = fits
-            source = self.renderer.ids(Conversation(tuple(before)))
+            reply = kept.last
+            source = self.renderer.ids(kept.upto(len(kept) - 1))
             target = [*self.renderer.harmless_ids(reply.content), *self._end()]
             return source + target, [False] * len(source) + [True] * len(target)
-        rendered = self._rendered(fits)
         ids, mask = rendered.ids, list(rendered.loss_mask)
         if not (mask and mask[-1] and ids[-1] in self._ends()):
             # A template without an end of turn: the model would never learn to stop.
@@ -110,27 +108,21 @@ class ExampleMaker:
                 ids, mask = ids[: last + 1] + self._end(), mask[: last + 1] + [True] * len(self._end())
         return ids, [True] * len(ids) if self.train_all else mask
 
-    def _newest_that_fit(self, turns: list[Message]) -> list[Message] | None:
-        """`turns` without as many of the oldest exchanges as it takes to fit; None where even the last does not, and
-        nothing is to be cut. A system message stays."""
-        system = turns[:1] if turns and turns[0].role == "system" else []
-        rest = turns[len(system) :]
-        starts = [place for place, turn in enumerate(rest) if turn.role == "user"] or [0]
-        if rest and rest[0].role != "user":
-            starts = [0, *starts]
-        for number, start in enumerate(starts):
-            kept = system + rest[start:]
-            if number == len(starts) - 1 or len(self._rendered(kept).ids) <= self.max_length:
-                break
-        if len(self._rendered(kept).ids) > self.max_length and not self.cut:
+    def _newest_that_fit(self, conversation: Conversation) -> tuple[Conversation, Rendered] | None:
+        """As much of the conversation's end as fits, rendered; None where even the last exchange does not, and nothing
+        is to be cut."""
+        kept, rendered = conversation, self._rendered(conversation)
+        while len(rendered.ids) > self.max_length and (shorter := without_oldest(kept)) is not None:
+            kept, rendered = shorter, self._rendered(shorter)
+        if len(rendered.ids) > self.max_length and not self.cut:
             self.counts[TOO_LONG] += 1
             return None
-        if start:
+        if kept is not conversation:
             self.counts[SHORTENED] += 1
-        return kept
+        return kept, rendered
 
-    def _rendered(self, turns: list[Message]) -> Rendered:
-        return self.renderer.encode(Conversation(tuple(turns)), add_generation_prompt=False)
+    def _rendered(self, conversation: Conversation) -> Rendered:
+        return self.renderer.encode(conversation, add_generation_prompt=False)
 
     def _of_pair(self, prompt: str, completion: str) -> tuple[list[int], list[bool]] | None:
         """Verbatim text. The prompt loses its beginning, not its end, where both do not fit."""
@@ -155,6 +147,15 @@ class ExampleMaker:
 
     def _ends(self) -> frozenset[int]:
         return self.renderer.special_ids.union(self._end())
+
+
+def without_oldest(conversation: Conversation) -> Conversation | None:
+    """The conversation without its oldest exchange; None where no later turn of the user could begin it. A system
+    message stays."""
+    turns = list(conversation)
+    system = turns[:1] if turns[0].role == "system" else []
+    later = [place for place, turn in enumerate(turns) if turn.role == "user" and place > len(system)]
+    return Conversation(tuple(system + turns[later[0] :])) if later else None
 
 
 def _example(ids: list[int], mask: list[bool], weight: float) -> Example:
