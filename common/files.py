@@ -65,6 +65,15 @@ def check_can_write(path: Path) -> None:
         raise ValueError(f"cannot write {path}: {reason}; name another file")
 
 
+def sync_file(path: Path) -> None:
+    """Make what was written into a file survive a power cut."""
+    descriptor = os.open(path, os.O_RDWR)  # Windows syncs only what may be written to
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames within `folder` survive a power cut, where the system can (not on Windows)."""
     if os.name == "nt":

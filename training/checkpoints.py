@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import sync_folder
+from common.files import sync_file, sync_folder
 
 STATE = "trainer_state.json"
 TRAINING = "training"  # the folder within a checkpoint that only training needs
@@ -74,7 +74,7 @@ class Checkpoints:
         for path in made.rglob("*"):
             if path.is_file():
                 path.chmod(made.stat().st_mode & 0o666)  # safetensors makes its files private
-                _sync(path)
+                sync_file(path)
             else:
                 sync_folder(path)
         sync_folder(made)
@@ -126,14 +126,6 @@ def export_model(checkpoint: Path, run: Path) -> None:
             os.link(path, temporary)
         except OSError:  # another disk, or one without links
             shutil.copyfile(path, temporary)
-            _sync(temporary)
+            sync_file(temporary)
         temporary.replace(run / path.name)
     sync_folder(run)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

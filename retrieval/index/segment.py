@@ -20,7 +20,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import sync_folder
+from common.files import sync_file, sync_folder
 from retrieval.index.lines import LineFile, Lines, index_name
 from retrieval.index.manifest import IndexSettings, SegmentInfo, file_info
 from retrieval.index.unfinished import JOURNAL, put_in_place, write_whole
@@ -146,7 +145,7 @@ class SegmentWriter:
         names = [PASSAGES, index_name(PASSAGES), DOCUMENTS, index_name(DOCUMENTS), FILES, VECTORS, *lexical]
         names += [ANN] if (self.folder / ANN).is_file() else []
         for each in names:
-            _sync(self.folder / each)
+            sync_file(self.folder / each)
         files = {each: file_info(self.folder / each) for each in names}
         info = SegmentInfo(name or self.folder.name, num, self.num_documents, factory, files)
         write_whole(self.folder, {**more, "info": asdict(info)})
@@ -282,11 +281,3 @@ def salvage(folder: Path, dim: int) -> Iterator[tuple[list[str], NDArray[np.floa
             except (KeyError, TypeError, ValueError):
                 return
             yield [stored_text(json.loads(each)) for each in lines], np.frombuffer(rows, "<f4").reshape(num, dim)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
