@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ if TYPE_CHECKING:
     from training.config.schema import ModelConfig, PeftConfig
 
 
-def add_adapter(model: Any, settings: PeftConfig, of: ModelConfig, classifies: bool = False) -> Any:
+def add_adapter(model: Any, settings: PeftConfig, of: ModelConfig, classifies: bool = False, seed: int = 0) -> Any:
     """`model` with a fresh adapter, the only part that is trained, besides the head of one that `classifies`.
+
+    LoRA's first weights follow from `seed` and a layer's name: the same however the model is cut into stages.
 
     Raises ValueError for a method or an option that PEFT does not have, and for layers that the model lacks.
     """
@@ -26,9 +29,21 @@ def add_adapter(model: Any, settings: PeftConfig, of: ModelConfig, classifies: b
         # PEFT asks the model by a name that transformers is about to drop.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         adapter = get_peft_model(model, wanted)
+    if getattr(wanted, "init_lora_weights", None) in (True, "gaussian"):
+        _draw_by_name(adapter, wanted.init_lora_weights, seed)
     if not trainable_share(adapter)[0]:
         raise ValueError(f"peft={settings.name} leaves nothing to train; see peft.targets={settings.targets}")
     return adapter
+
+
+def _draw_by_name(adapter: Any, how: bool | str, seed: int) -> None:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        for name, module in adapter.named_modules():
+            if hasattr(module, "reset_lora_parameters"):
+                torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little"))
+                module.reset_lora_parameters("default", how)
 
 
 def open_adapter(model: Any, folder: Path) -> Any:

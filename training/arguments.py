@@ -37,14 +37,17 @@ def training_arguments(config: Config, run: Path, resumes: bool) -> TrainingArgu
         }
     if config.distributed.deepspeed:
         more["deepspeed"] = config.distributed.deepspeed
-    if trainer.gradient_checkpointing:
+    pipelined = config.distributed.mode.value == "pipeline"
+    # A pipeline is given the rows of a whole step, and does by itself what else the Trainer would.
+    rows = trainer.batch_size * trainer.accumulate if pipelined else trainer.batch_size
+    if trainer.gradient_checkpointing and not pipelined:
         more |= {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
     try:
         return TrainingArguments(
             output_dir=str(run),
-            per_device_train_batch_size=trainer.batch_size,
-            per_device_eval_batch_size=trainer.batch_size,
-            gradient_accumulation_steps=trainer.accumulate,
+            per_device_train_batch_size=rows,
+            per_device_eval_batch_size=rows,
+            gradient_accumulation_steps=1 if pipelined else trainer.accumulate,
             num_train_epochs=trainer.epochs,
             max_steps=trainer.max_steps or -1,
             learning_rate=learning_rate(config),
@@ -58,8 +61,8 @@ def training_arguments(config: Config, run: Path, resumes: bool) -> TrainingArgu
             adam_beta2=trainer.betas[1],
             adam_epsilon=trainer.epsilon,
             max_grad_norm=trainer.max_grad_norm,
-            bf16=precision == "bf16",
-            fp16=precision == "fp16",
+            bf16=precision == "bf16" and not pipelined,
+            fp16=precision == "fp16" and not pipelined,
             torch_compile=trainer.compile,
             seed=trainer.seed,
             use_cpu=device.type == "cpu",

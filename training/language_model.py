@@ -21,11 +21,12 @@ def train(config: Config, kinds: tuple[type, ...]) -> Path:
     """
     from training.objective import language_model_objective
 
-    task = Task(kinds, partial(_collate, config), lambda *_: language_model_objective(), packs=True)
+    task = Task(kinds, partial(collate_of, config), lambda *_: language_model_objective(), packs=True, cuts=True)
     return run_task(config, task)
 
 
-def _collate(config: Config, loaded: Loaded) -> Collate:
+def collate_of(config: Config, loaded: Loaded) -> Collate:
+    """What makes batches of rows of examples for this model."""
     from training.examples.collate import causal_batch, encoder_decoder_batch, with_bidirectional_prefix
 
     pad_id = loaded.pad_id

@@ -55,10 +55,9 @@ def load(config: Config, checkpoint: Path | None = None, head: Head | None = Non
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = Path(resolve_model(config.model.name))
-    base, adapter = _base_of(folder)
+    base, adapter = base_and_adapter(config.model.name)
     with loading_errors(config.model.name):
-        tokenizer = load_tokenizer(config.model, folder)
+        tokenizer = load_tokenizer(config.model, adapter or base)
         if head is not None:
             ensure_own_padding(tokenizer, grows=not config.peft.name)
         whole = base if checkpoint is None or config.peft.name or adapter else str(checkpoint)
@@ -66,10 +65,12 @@ def load(config: Config, checkpoint: Path | None = None, head: Head | None = Non
         if adapter is not None and not config.peft.name:
             raise ValueError("it is an adapter; to train it further set peft to its method, as peft=lora")
         if config.peft.name:
-            start = checkpoint or adapter
-            torch.manual_seed(config.trainer.seed)  # for the adapter
+            start, seed = checkpoint or adapter, config.trainer.seed
+            torch.manual_seed(seed)  # for the adapter
             model = (
-                open_adapter(model, start) if start else add_adapter(model, config.peft, config.model, head is not None)
+                open_adapter(model, start)
+                if start
+                else add_adapter(model, config.peft, config.model, head is not None, seed)
             )
     renderer = Renderer(tokenizer, for_encoder=bool(model.config.is_encoder_decoder))
     if tokenizer.eos_token_id is None and head is None:
@@ -86,12 +87,12 @@ def load(config: Config, checkpoint: Path | None = None, head: Head | None = Non
 
 def is_adapter(name: str) -> bool:
     """Whether a model's name is that of an adapter's directory."""
-    return _base_of(Path(resolve_model(name)))[1] is not None
+    return base_and_adapter(name)[1] is not None
 
 
 def base_of(name: str) -> str:
     """The directory or id of a model, or of the one that an adapter is over."""
-    return _base_of(Path(resolve_model(name)))[0]
+    return base_and_adapter(name)[0]
 
 
 def ensure_own_padding(tokenizer: Any, grows: bool) -> None:
@@ -110,12 +111,14 @@ def ensure_own_padding(tokenizer: Any, grows: bool) -> None:
     tokenizer.add_special_tokens({"pad_token": others[0] if others else "<|pad|>"})
 
 
-def load_tokenizer(model: ModelConfig, folder: Path) -> Any:
+def load_tokenizer(model: ModelConfig, folder: Path | str) -> Any:
     """The tokenizer, with a chat template that ends replies: the model's own, or a named one where it has none or
     `model.template` asks for it. It is saved with the trained model, so that chat sees what training saw."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(model.tokenizer) if model.tokenizer else folder)
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token  # BERT: its separator ends a sequence, and so a template's replies
     if model.template or not getattr(tokenizer, "chat_template", None):
         name = model.template or DEFAULT_TEMPLATE
         beginning = tokenizer.decode(Renderer(tokenizer, name).beginning_ids)  # a template of its own must write it
@@ -123,11 +126,13 @@ def load_tokenizer(model: ModelConfig, folder: Path) -> Any:
     return tokenizer
 
 
-def _base_of(folder: Path) -> tuple[str, Path | None]:
-    """(the model, the adapter over it): of an adapter's directory the model it was made for."""
+def base_and_adapter(name: str) -> tuple[str, Path | None]:
+    """(directory or id of the model, the adapter over it): of an adapter's directory the model it was made for."""
+    resolved = resolve_model(name)
+    folder = Path(resolved)
     settings = folder / "adapter_config.json"
     if not settings.is_file():
-        return str(folder), None
+        return resolved, None
     base = json.loads(settings.read_text("utf-8")).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{settings} names no base model")

@@ -23,7 +23,7 @@ MAY_CHANGE = {
         "keep_checkpoints", "upload", "report_to", "peak_tflops", "keep", "early_stop", "eval_at_start", "eval_every",
     },
     "data": {"cache"},
-    "distributed": {"timeout_s"},
+    "distributed": {"timeout_s", "stages", "stages_per_process", "schedule", "layers"},
 }  # fmt: skip
 
 

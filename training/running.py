@@ -12,7 +12,7 @@ import click
 
 from training.arguments import evaluates, training_arguments
 from training.checkpoints import export_model
-from training.processes import is_first, main_first, num_processes, rank
+from training.processes import is_first, main_first, num_processes, others_needed, rank
 from training.record import Record, plain
 from training.run_directory import RunDirectory, open_run
 from training.tracking.logfile import run_log
@@ -37,7 +37,9 @@ class Task:
     `kinds`: the rows it learns from, the first preferred. `maker`: what makes examples of them, and `made_from`: its
     settings; without it, that of language models. `collate`: batches of rows of examples. `objective`: losses and
     metrics; it is asked once the data is there. `open`: the model, with the weights of a checkpoint where one is given.
-    `generates`: whether the model can answer evaluation prompts. `packs`: whether rows may be packed.
+    `generates`: whether the model can answer evaluation prompts. `packs`: whether rows may be packed. `cuts`: whether
+    the model may be cut into stages, a process each. `prepare`: the data, where it is no examples; `trainer`: what
+    makes the trainer, where ParleyTrainer is not enough.
     """
 
     kinds: tuple[type, ...]
@@ -48,6 +50,9 @@ class Task:
     open: Open | None = None
     generates: bool = True
     packs: bool = False
+    cuts: bool = False
+    prepare: Callable[[Config, Loaded], Prepared] | None = None
+    trainer: Callable[..., ParleyTrainer] | None = None
 
 
 def run_task(config: Config, task: Task) -> Path:
@@ -56,19 +61,20 @@ def run_task(config: Config, task: Task) -> Path:
     Raises ValueError for whatever in configuration, model or data cannot be trained.
     """
     from training.examples.preparing import prepare
-    from training.isolation import check_isolation
-    from training.models import load
 
     if config.data.packing and not task.packs:
         raise ValueError(f"data.packing is not for method={config.method.name}; set data.packing=false")
+    if _pipelined(config) and not task.cuts:
+        raise ValueError(f"distributed=pipeline is not for method={config.method.name}; leave it out")
     directory = open_run(config)
     resume = directory.resume_from
-    loaded = (task.open or load)(config, resume.path if resume else None)
-    if config.data.packing:
-        check_isolation(loaded.model)
+    loaded = _open(config, task, resume.path if resume else None)
     maker = task.maker
     with main_first():
-        data = prepare(config, loaded, task.kinds, (lambda: maker(loaded)) if maker else None, task.made_from)
+        if task.prepare is not None:
+            data = task.prepare(config, loaded)
+        else:
+            data = prepare(config, loaded, task.kinds, (lambda: maker(loaded)) if maker else None, task.made_from)
     if is_first():
         directory.path.mkdir(parents=True, exist_ok=True)
         _tell(config, loaded, data, directory)
@@ -77,13 +83,33 @@ def run_task(config: Config, task: Task) -> Path:
     trainer = _trainer(config, task, loaded, data, directory, uploader)
     if is_first():
         record.write(model=loaded.about, data=data.about)
-    with run_log(directory.path, rank(), num_processes()), uploader or nullcontext(), _closing(trainer.ours):
+    log = run_log(directory.path, rank(), num_processes())
+    with log, uploader or nullcontext(), _closing(trainer.ours), others_needed():
         if resume is None or resume.step < trainer.planned_steps():
             trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
     if is_first():
         _finish(config, trainer, directory, record)
     trainer.accelerator.wait_for_everyone()
     return directory.path
+
+
+def _pipelined(config: Config) -> bool:
+    return config.distributed.mode.value == "pipeline"
+
+
+def _open(config: Config, task: Task, checkpoint: Path | None) -> Loaded:
+    """The model, or this process's stages of it."""
+    if _pipelined(config):
+        from training.pipeline.loaded import load_stages
+
+        return load_stages(config, checkpoint)
+    from training.isolation import check_isolation
+    from training.models import load
+
+    loaded = (task.open or load)(config, checkpoint)
+    if config.data.packing:
+        check_isolation(loaded.model)
+    return loaded
 
 
 def _trainer(
@@ -95,9 +121,17 @@ def _trainer(
     from training.trainer import ParleyTrainer, Schedule
 
     settings = config.trainer
-    num_samples = settings.samples if task.generates else 0
+    trainer: Callable[..., ParleyTrainer] = task.trainer or ParleyTrainer
+    if _pipelined(config):
+        from training.pipeline.loaded import stages_flops
+        from training.pipeline.trainer import PipelineTrainer
+
+        trainer, flops = PipelineTrainer, stages_flops(loaded.model)
+    else:
+        flops = model_flops(loaded.model)
+    num_samples = settings.samples if task.generates and not _pipelined(config) else 0
     args = training_arguments(config, directory.path, directory.resume_from is not None)
-    throughput = Throughput(model_flops(loaded.model), _peak(config, args))
+    throughput = Throughput(flops, _peak(config, args))
     callbacks = [
         Schedule(settings.eval_every, settings.save_every, settings.save_epochs, evaluates(config)),
         Tracking(directory.path, throughput),
@@ -107,7 +141,7 @@ def _trainer(
         directory.checkpoints.held = uploader.busy
         for checkpoint in directory.checkpoints.all():
             uploader.enqueue(checkpoint.path)
-    return ParleyTrainer(
+    return trainer(
         loaded.model,
         args,
         objective=task.objective(loaded, data),
@@ -153,6 +187,9 @@ def _tell(config: Config, loaded: Loaded, data: Prepared, directory: RunDirector
     share = about["trainable"] / max(about["parameters"], 1)
     size = f"{about['parameters']:,} parameters, {share:.1%} of them trained"
     click.echo(f"{config.model.name}: {about['architecture']}, {size}", err=True)
+    if "stages" in about:
+        layers = ", ".join(map(str, about["stages"]))
+        click.echo(f"stages of {layers} layers, in the order {config.distributed.schedule}", err=True)
     for line in data.told():
         click.echo(line, err=True)
     if directory.resume_from:

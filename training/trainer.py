@@ -9,7 +9,7 @@ schedules) is the library's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,12 @@ class ParleyTrainer(Trainer):
         """Rows in the order of `train_rows`, this process's share of each batch."""
         return self._loader(self.train_rows, self.args.per_device_train_batch_size)
 
+    def _share(self) -> tuple[int, int]:
+        """(which part of each batch is this process's, of how many)."""
+        return self.args.process_index, self.args.world_size
+
     def _loader(self, rows: Mixture, batch_size: int) -> Any:
-        batches = Batches(len(rows), batch_size, self.args.process_index, self.args.world_size)
+        batches = Batches(len(rows), batch_size, *self._share())
         loader: Any = DataLoader(_Rows(rows), batch_sampler=batches, collate_fn=self.collate)
         loader.set_epoch = batches.set_epoch  # the Trainer calls it where it is there
         return loader
@@ -122,7 +126,7 @@ class ParleyTrainer(Trainer):
         """Optimizer steps of the whole run."""
         if self.args.max_steps > 0:
             return self.args.max_steps
-        batches = Batches(len(self.train_rows), self.args.per_device_train_batch_size, 0, self.args.world_size)
+        batches = Batches(len(self.train_rows), self.args.per_device_train_batch_size, *self._share())
         return math.ceil(self.args.num_train_epochs * -(-len(batches) // self.args.gradient_accumulation_steps))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -141,13 +145,25 @@ class ParleyTrainer(Trainer):
         """Mean loss over `eval_rows`, lower is better, and the objective's metrics."""
         if self.eval_rows is None:
             raise ValueError("there is no evaluation data; set data.eval or data.eval_fraction")
+        totals, records = self._judged(self._loader(self.eval_rows, self.args.per_device_eval_batch_size))
+        loss = float((totals[0] / totals[1].clamp(min=1)).sum())
+        judgements = np.concatenate(records) if records else np.zeros((0, 1))
+        told = self.objective.metrics(loss, totals[1].tolist(), judgements)
+        metrics = {"eval_loss": loss, **{f"eval_{name}": value for name, value in told.items()}}
+        self.log(metrics)
+        self._on_evaluated(self)
+        self._judge(loss)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _judged(self, batches: Iterable[Batch]) -> tuple[torch.Tensor, list[Any]]:
+        """Sums and counts (2, K) and records of all batches, over all processes."""
         model = self.model_wrapped if self.is_in_train else self.model
         training = model.training
         model.eval()
-        totals = torch.tensor(0.0, dtype=torch.float64)  # (2, K) sums and counts
-        records: list[Any] = []
+        totals, records = torch.tensor(0.0, dtype=torch.float64), []
         with torch.no_grad():
-            for batch in self._loader(self.eval_rows, self.args.per_device_eval_batch_size):
+            for batch in batches:
                 counts = self.objective.count(batch).reshape(-1)
                 del batch["num_tokens"]
                 sums, judged = self.objective.loss(model, self._prepare_inputs(batch))
@@ -158,15 +174,7 @@ class ParleyTrainer(Trainer):
             totals = self.accelerator.reduce(totals.to(self.args.device), "sum").cpu()
             records = gather_object(records)
         model.train(training)
-        loss = float((totals[0] / totals[1].clamp(min=1)).sum())
-        judgements = np.concatenate(records) if records else np.zeros((0, 1))
-        told = self.objective.metrics(loss, totals[1].tolist(), judgements)
-        metrics = {"eval_loss": loss, **{f"eval_{name}": value for name, value in told.items()}}
-        self.log(metrics)
-        self._on_evaluated(self)
-        self._judge(loss)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return totals, records
 
     def _judge(self, loss: float) -> None:
         """Remember the best evaluation, have it saved, and stop where it has not improved for long."""
@@ -272,14 +280,19 @@ class ParleyTrainer(Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
+        self._resumed = self._state_of_process(Path(checkpoint))
+        if self._resumed["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self._resumed["scaler"])
+
+    def _state_of_process(self, checkpoint: Path) -> dict[str, Any]:
+        """What `_save_checkpoint` wrote for this process."""
         name = f"process-{self.args.process_index}"
-        if not (Path(checkpoint) / TRAINING / f"{name}.json").is_file():
+        if not (checkpoint / TRAINING / f"{name}.json").is_file():
             raise ValueError(
                 f"{checkpoint} was written by fewer than {self.args.world_size} processes; resume with as many as then"
             )
-        self._resumed = load_tree(Path(checkpoint) / TRAINING, name)
-        if self._resumed["scaler"] and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self._resumed["scaler"])
+        state: dict[str, Any] = load_tree(checkpoint / TRAINING, name)
+        return state
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._resumed is not None:

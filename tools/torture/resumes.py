@@ -2,11 +2,11 @@
 
 Run: python -m tools.torture.resumes [--kills 20]
 
-A table: for whole models, LoRA, packed rows and two processes (gloo), how many of the killed runs ended in the same
-weights, the same state of the optimizer and the same loss curve. Each run is a process forked from one that has the
-libraries imported; it gets SIGKILL after a random share of the time the undisturbed run took, in the middle of whatever
-it does, and is started again until it ends by itself. Then how far weights are apart that were trained on the same rows
-in steps of another shape.
+A table: for whole models, LoRA, packed rows, two processes (gloo) and pipelines of two, how many of the killed runs
+ended in the same weights, the same state of the optimizer and the same loss curve. Each process is forked from one that
+has the libraries imported; one of a run gets SIGKILL after a random share of the time the undisturbed run took, in the
+middle of whatever it does. The others must then end by themselves, and the run is started again until it ends well.
+Then how far weights are apart that were trained on the same rows in steps of another shape.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ VARIANTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "lora": (1, ("peft=lora", "peft.dropout=0.1")),
     "packed": (1, ("data.packing=true",)),
     "two processes": (2, ("trainer.batch_size=2",)),
+    "pipeline": (2, ("distributed=pipeline",)),
+    "pipeline, lora": (2, ("distributed=pipeline", "distributed.schedule=gpipe", "peft=lora", "peft.dropout=0.1")),
+    "pipeline, zbv": (2, ("distributed=pipeline", "distributed.schedule=zbv", "distributed.stages=4")),
 }
 SETTINGS = (
     "method=sft",
@@ -45,7 +48,9 @@ SETTINGS = (
     "trainer.lr=1e-3",
     "trainer.log_every=3",  # not in step with saving: half a log's losses must survive
     "trainer.save_every=4",
+    "distributed.timeout_s=15",
 )
+MUST_END_S = 60  # after one process of a run was killed, the others
 TIMES = ("runtime", "per_second", "time", "memory")  # what may differ in a loss curve
 
 
@@ -78,23 +83,27 @@ def _fork(overrides: Sequence[str], rank: int, num_processes: int, port: int | N
     os._exit(0)
 
 
-def wait(pids: Sequence[int], seconds: float | None = None) -> bool:
-    """Whether all ended well; after `seconds` they are killed instead, and it is False."""
+def wait(pids: Sequence[int], seconds: float | None = None, victim: int = 0) -> bool:
+    """Whether all ended well; after `seconds` the process at `victim` is killed, and it is False.
+
+    Raises ValueError where the others do not end then.
+    """
     deadline = None if seconds is None else time.monotonic() + seconds
-    left = set(pids)
-    well = True
+    left, well, killed = set(pids), True, False
     while left:
         for pid in list(left):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 left.discard(pid)
                 well = well and status == 0
-        if left and (not well or (deadline is not None and time.monotonic() > deadline)):
+        if left and not killed and (not well or (deadline is not None and time.monotonic() > deadline)):
+            if pids[victim] in left:
+                os.kill(pids[victim], signal.SIGKILL)
+            well, killed, deadline = False, True, time.monotonic() + MUST_END_S
+        if left and killed and deadline is not None and time.monotonic() > deadline:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
-            for pid in left:
-                os.waitpid(pid, 0)
-            return False
+            raise ValueError(f"{len(left)} processes did not end within {MUST_END_S} s after one was killed")
         time.sleep(0.002)
     return well
 
@@ -107,16 +116,17 @@ def result(run: Path) -> dict[str, Any]:
     weights = {path.name: path.read_bytes() for path in sorted(run.glob("*.safetensors"))}
     return {
         "weights": weights,
-        "optimizer": (newest / "training" / "optimizer.safetensors").read_bytes(),
+        "optimizer": [path.read_bytes() for path in sorted((newest / "training").glob("optimizer*.safetensors"))],
         "curve": [line for line in curve if "train_loss" not in line],
     }
 
 
-def killed_run(overrides: Sequence[str], run: Path, num_processes: int, delays: Sequence[float]) -> int:
-    """Run, kill after each of `delays` (s) and start again, at last to the end; how many kills hit."""
+def killed_run(overrides: Sequence[str], run: Path, num_processes: int, kills: Sequence[tuple[float, int]] = ()) -> int:
+    """Run, kill after each time (s) the process of that number and start again, at last to the end; how many kills
+    hit."""
     hits = 0
-    for delay in delays:
-        if wait(start([*overrides, f"trainer.output={run}"], num_processes), delay):
+    for delay, victim in kills:
+        if wait(start([*overrides, f"trainer.output={run}"], num_processes), delay, victim):
             return hits
         hits += 1
     if not wait(start([*overrides, f"trainer.output={run}"], num_processes)):
@@ -156,7 +166,7 @@ def tiny_model(folder: Path) -> Path:
         vocab_size=len(letters),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=4,
         num_attention_heads=2,
         attention_dropout=0.1,  # random numbers are part of the state
         bos_token_id=tokenizer.bos_token_id,
@@ -186,7 +196,7 @@ def preload() -> None:
     import transformers.trainer
 
     import training.language_model
-    import training.trainer
+    import training.pipeline.trainer
 
     del peft, transformers, training
     torch.set_num_threads(1)
@@ -201,7 +211,7 @@ def cli(kills: int, seed: int) -> None:
     draw = random.Random(seed)  # noqa: S311  # moments, not secrets
     folder = Path(tempfile.mkdtemp(prefix="parley-resumes-"))
     try:
-        wait([_fork_model(folder / "model")])
+        wait([fork_model(folder / "model")])
         common = [*SETTINGS, f"model={folder / 'model'}", f"data={tiny_data(folder / 'data.jsonl')}"]
         common.append(f"data.cache={folder / 'cache'}")
         different = sum(
@@ -222,12 +232,13 @@ def _try_variant(
     for _ in range(2):  # the first also makes the tokens
         shutil.rmtree(reference, ignore_errors=True)
         began = time.monotonic()
-        killed_run(overrides, reference, num_processes, [])
+        killed_run(overrides, reference, num_processes)
         took = time.monotonic() - began
     expected, same, hits = result(reference), 0, 0
     for number in range(kills):
         run = folder / f"run-{number}"
-        hits += killed_run(overrides, run, num_processes, [draw.uniform(0.1, 1.0) * took for _ in range(2)])
+        moments = [(draw.uniform(0.1, 1.0) * took, draw.randrange(num_processes)) for _ in range(2)]
+        hits += killed_run(overrides, run, num_processes, moments)
         same += result(run) == expected
         shutil.rmtree(run)
     shutil.rmtree(reference)
@@ -239,6 +250,7 @@ SHAPES = {  # name -> processes, rows of a batch, batches of a step: 8 rows a st
     "one batch of 8": (1, 8, 1),
     "8 batches of 1": (1, 1, 8),
     "two processes with batches of 4": (2, 4, 1),
+    "two stages, 4 batches of 2": (2, 2, 4),
 }
 
 
@@ -253,15 +265,16 @@ def _show_shapes(common: Sequence[str], folder: Path) -> None:
     first: dict[str, Any] = {}
     for name, (num_processes, batch, accumulate) in SHAPES.items():
         run = folder / name.replace(" ", "-")
-        shape = (f"model={plain}", f"trainer.batch_size={batch}", f"trainer.accumulate={accumulate}")
-        killed_run([*common, *shape], run, num_processes, [])
-        weights = load_file(run / "model.safetensors")
+        shape = [f"model={plain}", f"trainer.batch_size={batch}", f"trainer.accumulate={accumulate}"]
+        shape += ["distributed=pipeline"] if "stages" in name else []
+        killed_run([*common, *shape], run, num_processes)
+        weights = {name: each for path in run.glob("*.safetensors") for name, each in load_file(path).items()}
         first = first or weights
         apart = max(float(abs(first[each] - weights[each]).max()) for each in first)
         click.echo(f"{name:<32}trained weights {apart:.1e} from those of {next(iter(SHAPES))}, at most")
 
 
-def _fork_model(folder: Path) -> int:
+def fork_model(folder: Path) -> int:
     """Make the model in a process of its own: this one must not compute."""
     if pid := os.fork():
         return pid

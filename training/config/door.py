@@ -17,7 +17,7 @@ from training.config.schema import Config
 from training.methods import METHODS, method_config
 
 # What a bare `model=X` is short for. `method=X` is a Hydra group and chooses a dataclass.
-SHORT = {"model": "model.name", "data": "data.train", "peft": "peft.name"}
+SHORT = {"model": "model.name", "data": "data.train", "peft": "peft.name", "distributed": "distributed.mode"}
 PRIMARY = "parley"
 # Keys of paths, names and mixtures.
 _VERBATIM = (

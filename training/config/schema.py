@@ -161,10 +161,23 @@ class TrainerConfig:
     peak_tflops: Optional[float] = None  # of the device, for MFU; known for common GPUs
 
 
+class DistributedMode(str, Enum):
+    """What several processes do: each the whole model (or its shard of it, with fsdp or deepspeed), or some layers."""
+
+    data = "data"
+    pipeline = "pipeline"
+
+
 @dataclass
 class DistributedConfig:
     """Several processes: start with torchrun or accelerate launch."""
 
+    mode: DistributedMode = DistributedMode.data  # pipeline: each process has some of the layers; see docs/pipeline.md
+    stages: int = 2  # pipeline: parts that the layers are cut into
+    stages_per_process: Optional[int] = None  # pipeline: without it 1, or 2 where the schedule wants several
+    data_parallel: int = 1  # pipeline: so many pipelines side by side
+    schedule: str = "1f1b"  # pipeline: gpipe, looped_bfs, interleaved_1f1b, interleaved_zero_bubble, zbv, dualpipev
+    layers: Any = "cost"  # pipeline: how they are shared: cost, count, or a list of how many for each stage
     fsdp: dict[str, Any] = field(default_factory=dict)  # accelerate's FSDP2 settings, as {reshard_after_forward: true}
     deepspeed: Optional[str] = None  # a DeepSpeed JSON file: ZeRO-1, 2 or 3
     timeout_s: int = 1800

@@ -10,7 +10,6 @@ right for every schedule; DistributedDataParallel is not where backward passes a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,26 +34,12 @@ class Stepped:
     num_tokens: int
 
 
-@contextmanager
-def _others_needed() -> Iterator[None]:
-    """Say plainly that another process is gone, which torch says in the words of its transport."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            reason = str(error).strip().splitlines()[0]
-            raise RuntimeError(
-                "another process of this run ended or did not answer in time; see what it wrote last, and start all "
-                f"again: the run goes on from its last checkpoint ({reason})"
-            ) from error
-        raise
-
-
 class Pipeline:
     """This process's part of a pipeline: its `stages`, from first to last, of `num_stages` in all.
 
     `mesh` has the dimensions `data` (pipelines side by side) and `pipeline`. `scaler` is for fp16; `make_scaler` gives
-    one. All methods but `named_parameters` must be called by all processes together.
+    one, and whoever steps the optimizer unscales with it. All methods but `named_parameters` must be called by all
+    processes together.
     """
 
     def __init__(
@@ -92,9 +77,14 @@ class Pipeline:
                     seen.add(id(parameter))
                     yield name, parameter
 
+    def total(self, number: float) -> float:
+        """The sum of `number` over the processes of a pipeline."""
+        value = torch.tensor(number, dtype=torch.float64, device=self.device)
+        self._sum("pipeline", value)
+        return float(value)
+
     # A step
 
-    @_others_needed()
     def step(self, batch: Batch) -> Stepped:
         """Forward and backward over this pipeline's rows: gradients of the mean loss are added to what is there."""
         num_tokens = self._num_tokens(batch)
@@ -111,22 +101,6 @@ class Pipeline:
         self._add_up()
         return Stepped(self._shared(losses) / scale, num_tokens)
 
-    @_others_needed()
-    def update(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> float | None:
-        """Clip, and let the optimizer step; return the norm, of None where `max_norm` is None.
-
-        With a scaler a step is left out by all processes where one found a gradient that is not finite.
-        """
-        if self.scaler is not None:
-            self.scaler.unscale_(optimizer)
-        norm = None if max_norm is None else self.clip(max_norm)
-        if self.scaler is None:
-            optimizer.step()
-        else:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        return norm
-
     def clip(self, max_norm: float) -> float:
         """Scale gradients down to a norm of at most `max_norm` over all stages; return what it was before."""
         trained = self._trained()
@@ -139,7 +113,6 @@ class Pipeline:
         clip_grads_with_norm_(trained, max_norm, norm)
         return float(norm)
 
-    @_others_needed()
     def evaluate(self, batch: Batch) -> Stepped:
         """The mean loss without gradients and without dropout."""
         num_tokens = self._num_tokens(batch)

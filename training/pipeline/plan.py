@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.pipeline.balance import as_told, by_cost, by_count, costs
 from training.pipeline.schedules import Schedule, check_fits, find_schedule
+
+if TYPE_CHECKING:
+    from training.config.schema import Config
 
 COST, COUNT = "cost", "count"
 
@@ -38,14 +41,19 @@ class Plan:
         """Stages of a pipeline, over all its processes."""
         return self.processes * (self.stages_per_process or (2 if self.order.several_stages else 1))
 
+    @property
+    def num_all(self) -> int:
+        """Processes of all pipelines."""
+        return self.processes * self.data_parallel
+
     def check(self, num_processes: int) -> None:
         """Raise ValueError where `num_processes` cannot run this."""
         if min(self.processes, self.data_parallel) < 1:
             raise ValueError(f"{self.processes} processes by {self.data_parallel} pipelines: each must be at least 1")
-        if num_processes != self.processes * self.data_parallel:
+        if num_processes != self.num_all:
             raise ValueError(
-                f"{self.data_parallel} pipelines of {self.processes} processes need "
-                f"{self.data_parallel * self.processes} processes, not {num_processes}; start so many with torchrun"
+                f"{self.data_parallel} pipelines of {self.processes} processes need {self.num_all} processes, not "
+                f"{num_processes}; start so many with torchrun --nproc-per-node {self.num_all}"
             )
         check_fits(self.order, self.processes, self.num_stages, self.micro_batches)
 
@@ -62,3 +70,25 @@ class Plan:
         if len(self.layers) != num_stages:
             raise ValueError(f"layers are told for {len(self.layers)} stages, but there are {num_stages}")
         return as_told(self.layers, num_layers)
+
+
+def plan_of(config: Config) -> Plan:
+    """The pipeline that `config` asks for: a step has `trainer.accumulate` micro-batches of `trainer.batch_size` rows.
+
+    Raises ValueError for settings that a pipeline does not have, and for stages that no processes can share.
+    """
+    wanted, trainer = config.distributed, config.trainer
+    excluded = {
+        "distributed.fsdp": wanted.fsdp,
+        "distributed.deepspeed": wanted.deepspeed,
+        "model.from_scratch": config.model.from_scratch,
+        "model.quantize": config.model.quantize.value != "none",
+        "trainer.compile": trainer.compile,
+    }
+    if found := next((key for key, value in excluded.items() if value), None):
+        raise ValueError(f"distributed=pipeline and {found} exclude each other; leave one out")
+    each = wanted.stages_per_process or (2 if find_schedule(wanted.schedule).several_stages else 1)
+    processes, rest = divmod(wanted.stages, each)
+    if rest or processes < 1:
+        raise ValueError(f"distributed.stages={wanted.stages} cannot be shared by processes with {each} stages each")
+    return Plan(processes, wanted.data_parallel, wanted.schedule, trainer.accumulate, each, wanted.layers)

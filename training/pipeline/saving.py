@@ -14,41 +14,12 @@ import torch
 import torch.distributed as dist
 
 from common.files import write_json
-from training.checkpoints import STATE, TRAINING, Checkpoints
 from training.pipeline.engine import Pipeline
 from training.pipeline.loading import INDEX, SINGLE
 from training.pipeline.stages import global_name
 from training.state_files import load_tree, save_tree
 
 ADAPTER = "adapter_model.safetensors"
-
-
-def save_checkpoint(
-    pipeline: Pipeline,
-    optimizer: torch.optim.Optimizer,
-    config: Any,
-    checkpoints: Checkpoints,
-    name: str,
-    state: dict[str, Any],
-) -> None:
-    """Write a checkpoint called `name` of the model that `config` describes, all processes together.
-
-    The first process gives it its name when all have written theirs: killed before, it is not there. `state` has at
-    least `global_step`.
-    """
-    if dist.get_rank() == 0:
-        checkpoints.begin(name)
-    dist.barrier()
-    made = checkpoints.unfinished(name)
-    if hasattr(pipeline.stages[0].model, "peft_config"):
-        save_adapter(pipeline, made)
-    else:
-        save_model(pipeline, made, config)
-    save_optimizer(pipeline, optimizer, made / TRAINING)
-    if dist.get_rank() == 0:
-        write_json(made / STATE, state)
-        checkpoints.finish(name)
-    dist.barrier()
 
 
 def save_model(pipeline: Pipeline, folder: Path, config: Any) -> None:

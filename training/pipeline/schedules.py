@@ -71,7 +71,8 @@ def check_fits(schedule: Schedule, num_processes: int, num_stages: int, num_micr
         raise ValueError(f"a step needs at least 1 micro-batch, not {m}")
     if name == "1f1b" and m < p:
         raise ValueError(
-            f"schedule 1f1b needs at least as many micro-batches as processes ({p}), not {m}; gpipe does not"
+            f"schedule 1f1b needs at least as many micro-batches as processes ({p}), not {m}; raise "
+            "trainer.accumulate, or take gpipe"
         )
     if name == "dualpipev" and m < num_stages:
         raise ValueError(f"schedule dualpipev needs at least as many micro-batches as stages ({num_stages}), not {m}")

@@ -153,7 +153,8 @@ def run(case: Case, folder: Path) -> None:
             write(folder, case, "grads", {name: each.grad for name, each in trained.items()})
         told["losses"].append(stepped.loss)
         told["tokens"].append(stepped.num_tokens)
-        told["norms"].append(pipeline.update(optimizer, NORM))
+        told["norms"].append(pipeline.clip(NORM))
+        optimizer.step()
     write(folder, case, "weights", trained)
     (folder / f"{case.name}-{rank_of()}.json").write_text(json.dumps(told))
 

@@ -45,7 +45,10 @@ def scale(folder: Path) -> None:
         if step == 1 and rank_of() == 1:
             next(iter(parameters.values())).grad.view(-1)[0] = float("inf")
         before = [each.detach().clone() for each in parameters.values()]
-        norm = pipeline.update(optimizer, NORM)
+        pipeline.scaler.unscale_(optimizer)
+        norm = pipeline.clip(NORM)
+        pipeline.scaler.step(optimizer)
+        pipeline.scaler.update()
         if step == 0:
             told |= {"loss": stepped.loss, "norm": norm}
         told["moved"].append(any(not torch.equal(a, b) for a, b in zip(before, parameters.values(), strict=True)))
@@ -57,8 +60,7 @@ def save(folder: Path) -> None:
     """A model in shards -> stages -> a copy, a few steps, a checkpoint; the rest of them from it, thrice."""
     import torch.distributed as dist
 
-    from training.checkpoints import Checkpoints
-    from training.pipeline.saving import save_checkpoint, save_model
+    from training.pipeline.saving import save_model, save_optimizer
 
     if rank_of() == 0:
         make_model(SAVED).save_pretrained(folder / "source", max_shard_size="20KB")
@@ -68,8 +70,9 @@ def save(folder: Path) -> None:
     save_model(pipeline, folder / "copy", config)
     for step in range(STEPS):
         if step == BEFORE:
-            checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-            save_checkpoint(pipeline, optimizer, config, checkpoints, "step-2", {"global_step": 2})
+            checkpoint = made(folder / "step-2")
+            save_model(pipeline, checkpoint, config)
+            save_optimizer(pipeline, optimizer, checkpoint / "training")
         train(pipeline, optimizer, step)
     write(folder, SAVED, "whole", dict(pipeline.named_parameters()))
     plans = {"same": Plan(2), "zbv": Plan(2, schedule="zbv"), "one": Plan(1, data_parallel=2, schedule="gpipe")}
@@ -79,50 +82,56 @@ def save(folder: Path) -> None:
 
 def adapt(folder: Path) -> None:
     """Two steps with an adapter, a checkpoint, and the loss after it with other stages and from the checkpoint."""
-    from training.checkpoints import Checkpoints
-    from training.pipeline.saving import load_adapter, save_checkpoint
+    from training.pipeline.saving import load_adapter, save_adapter
 
-    pipeline, optimizer, config = opened(folder / "source", Plan(2), adapted)
+    pipeline, optimizer, _ = opened(folder / "source", Plan(2), adapted)
     for step in range(2):
         train(pipeline, optimizer, step)
-    save_checkpoint(pipeline, optimizer, config, Checkpoints(folder / "adapters", 1), "step-2", {"global_step": 2})
+    save_adapter(pipeline, made(folder / "adapter"))
     told = {"loss": pipeline.evaluate(batches(SAVED, 2)[0]).loss}
     pipeline, _, _ = opened(folder / "source", Plan(2, schedule="zbv"), adapted)
     told["before"] = pipeline.evaluate(batches(SAVED, 2)[0]).loss
-    load_adapter(pipeline, folder / "adapters" / "step-2")
+    load_adapter(pipeline, folder / "adapter")
     told["again"] = pipeline.evaluate(batches(SAVED, 2)[0]).loss
     (folder / f"adapter-saved-{rank_of()}.json").write_text(json.dumps(told))
 
 
 def resume(folder: Path, name: str, plan: Any) -> None:
-    import torch.distributed as dist
-
     from training.pipeline.saving import load_optimizer, save_model
 
-    checkpoint = folder / "checkpoints" / "step-2"
+    checkpoint = folder / "step-2"
     pipeline, optimizer, config = opened(checkpoint, plan)
     load_optimizer(pipeline, optimizer, checkpoint / "training")
     for step in range(BEFORE, STEPS):
         train(pipeline, optimizer, step)
-    if rank_of() == 0:
-        (folder / name).mkdir()
-    dist.barrier()
-    save_model(pipeline, folder / name, config)
+    save_model(pipeline, made(folder / name), config)
 
 
 def die(folder: Path) -> None:
     """The second process ends without a word; the first says so, soon."""
+    from training.processes import others_needed
+
     pipeline, _, _ = opened(folder / "source", Plan(2))
     if rank_of() == 1:
         os._exit(0)
     began = time.monotonic()
     try:
-        pipeline.step(batches(SAVED, 0)[0])
+        with others_needed():
+            pipeline.step(batches(SAVED, 0)[0])
         told = "nothing"
-    except RuntimeError as error:
+    except ConnectionError as error:
         told = str(error)
     (folder / "died.json").write_text(json.dumps({"told": told, "seconds": time.monotonic() - began}))
     os._exit(0)  # no group is left to close
+
+
+def made(folder: Path) -> Path:
+    import torch.distributed as dist
+
+    if rank_of() == 0:
+        folder.mkdir()
+    dist.barrier()
+    return folder
 
 
 def opened(folder: Path, plan: Any, adapt: Any = None) -> tuple[Any, Any, Any]:
@@ -142,4 +151,5 @@ def train(pipeline: Any, optimizer: Any, step: int) -> None:
     case = Case("rows", "", 0, data=pipeline.mesh["data"].size())
     optimizer.zero_grad()
     pipeline.step(batches(case, step)[pipeline.mesh.get_local_rank("data")])
-    pipeline.update(optimizer, NORM)
+    pipeline.clip(NORM)
+    optimizer.step()
