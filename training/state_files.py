@@ -15,11 +15,15 @@ def save_tree(folder: Path, name: str, tree: Any) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
 
     def described(node: Any) -> Any:
         if isinstance(node, torch.Tensor):
-            key = str(len(tensors))
-            tensors[key] = node.detach().cpu().contiguous().clone()
+            key, whole = str(len(tensors)), node.detach().cpu().contiguous()
+            memory = whole.untyped_storage().data_ptr()
+            # Files have no shared tensors. Only those are copied: states may be as large as what memory is left.
+            tensors[key] = whole.clone() if memory in seen else whole
+            seen.add(memory)
             return {"tensor": key}
         if isinstance(node, dict):
             return {"dict": [[described(key), described(value)] for key, value in node.items()]}

@@ -204,12 +204,24 @@ class ParleyTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         name = self.save_checkpoint_name()
+        made = self._begin_checkpoint(name)
+        self.save_model(str(made), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(made))
+        self._save_states(made)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._finish_checkpoint(name)
+        self.accelerator.wait_for_everyone()
+
+    def _begin_checkpoint(self, name: str) -> Path:
+        """The folder into which all processes write."""
         if self.args.should_save:
             self.checkpoints.begin(name)
         self.accelerator.wait_for_everyone()
-        made = self.checkpoints.unfinished(name)
-        self.save_model(str(made), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(made))
+        return self.checkpoints.unfinished(name)
+
+    def _save_states(self, made: Path) -> None:
+        """What is not large."""
         process = {
             "random": random_state(),
             "loss": float(self._tr_loss),
@@ -220,11 +232,11 @@ class ParleyTrainer(Trainer):
         save_tree(made / TRAINING, f"process-{self.args.process_index}", process)
         if self.args.should_save:
             self.state.save_to_json(str(made / STATE))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._on_checkpoint(self.checkpoints.finish(name))
-            self.checkpoints.prune(self.state.best_global_step if self._keep_best else None)
-        self.accelerator.wait_for_everyone()
+
+    def _finish_checkpoint(self, name: str) -> None:
+        """Give a checkpoint its name, when all have written."""
+        self._on_checkpoint(self.checkpoints.finish(name))
+        self.checkpoints.prune(self.state.best_global_step if self._keep_best else None)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights, configuration and tokenizer: what `from_pretrained` needs, and no pickled arguments."""

@@ -243,11 +243,11 @@ def test_a_folder_of_something_else_is_not_touched(run: Run, tmp_path: Path) -> 
 
 
 def test_killed_runs_end_as_if_nobody_had_touched_them() -> None:
-    """SIGKILL at random moments: whole model, LoRA, packed, two processes; and two processes train as one does."""
+    """SIGKILL at random moments: whole model, LoRA, packed, two processes, pipelines; and all train as one does."""
     command = [sys.executable, "-m", "tools.torture.resumes", "--kills", "1", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("1/1 identical") == 4
+    assert done.stdout.count("1/1 identical") == 7
     apart = [float(number) for number in re.findall(r"trained weights (\S+) from those", done.stdout)]
-    assert len(apart) == 3
+    assert len(apart) == 4
     assert max(apart) < 1e-5

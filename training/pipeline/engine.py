@@ -68,6 +68,11 @@ class Pipeline:
         """Whether this process has the first stage and the last."""
         return self.stages[0].is_first and self.stages[-1].is_last
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the stages are under adapters."""
+        return hasattr(self.stages[0].model, "peft_config")
+
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """This process's parameters by their names in the whole model, a shared one once."""
         seen = set()

@@ -1,7 +1,8 @@
 """Checkpoints of a pipeline: a Hugging Face directory, a shard from each process, that loads in one piece anywhere.
 
 Optimizer states are kept by the names of their parameters. So both can be read by other numbers of stages, and nothing
-need be converted. torch.distributed.checkpoint would do the same with a pickled list of contents.
+need be converted. torch.distributed.checkpoint would do the same with a pickled list of contents. What one process does
+alone, `write_...` and `join_parts`, can be done beside training: see training/pipeline/writing.py.
 """
 
 from __future__ import annotations
@@ -23,27 +24,52 @@ ADAPTER = "adapter_model.safetensors"
 
 
 def save_model(pipeline: Pipeline, folder: Path, config: Any) -> None:
-    """Write the model that `config` describes into `folder`, a shard from each process; return when all have.
-
-    What makes it whole, `config.json`, is written last. Frozen weights are written as well.
-    """
-    from safetensors.torch import save_file
-
-    process, processes = pipeline.process, pipeline.num_processes
-    if pipeline.mesh.get_local_rank("data") == 0:
-        tensors: dict[str, torch.Tensor] = {}
-        for stage in pipeline.stages:
-            for name, value in stage.model.state_dict().items():
-                if global_name(stage, name) == name:  # a tied head is written as the embedding
-                    tensors[name] = value.detach().cpu().contiguous()
-        save_file(tensors, folder / shard_name(process, processes), metadata={"format": "pt"})
+    """Write the model that `config` describes, or the adapter over it, into `folder`; return when all have."""
+    write_part(pipeline, folder)
     dist.barrier()
     if dist.get_rank() == 0:
-        _write_index(folder, processes)
+        join_parts(pipeline, folder, config)
+    dist.barrier()
+
+
+def write_part(pipeline: Pipeline, folder: Path) -> None:
+    """Write this process's weights into `folder`, frozen ones as well; under an adapter, only its."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    if pipeline.mesh.get_local_rank("data") > 0:
+        return
+    tensors: dict[str, torch.Tensor] = {}
+    for stage in pipeline.stages:
+        if pipeline.has_adapter:
+            tensors |= get_peft_model_state_dict(stage.model, save_embedding_layers=False)
+        else:  # a tied head is written as the embedding
+            state = stage.model.state_dict()
+            tensors |= {name: each for name, each in state.items() if global_name(stage, name) == name}
+    whole = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
+    save_file(whole, folder / _part(pipeline, pipeline.process), metadata={"format": "pt"})
+
+
+def join_parts(pipeline: Pipeline, folder: Path, config: Any) -> None:
+    """Make one model, or one adapter, of what all processes have written. What makes it whole is written last."""
+    from safetensors.torch import load_file, save_file
+
+    if not pipeline.has_adapter:
+        _write_index(folder, pipeline.num_processes)
         own = deepcopy(config)
         own.dtype = pipeline.stages[0].dtype
         own.save_pretrained(folder)
-    dist.barrier()
+        return
+    parts = [folder / _part(pipeline, process) for process in range(pipeline.num_processes)]
+    merged = {name: each for part in parts for name, each in load_file(part).items()}
+    save_file(merged, folder / ADAPTER, metadata={"format": "pt"})
+    for part in parts:
+        part.unlink()
+    pipeline.stages[0].model.peft_config["default"].save_pretrained(folder)
+
+
+def _part(pipeline: Pipeline, process: int) -> str:
+    return f"part-{process}.safetensors" if pipeline.has_adapter else shard_name(process, pipeline.num_processes)
 
 
 def shard_name(process: int, processes: int) -> str:
@@ -64,27 +90,6 @@ def _write_index(folder: Path, processes: int) -> None:
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))})
 
 
-def save_adapter(pipeline: Pipeline, folder: Path) -> None:
-    """Write the adapter over all stages into `folder`, as PEFT would that of the whole model."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import load_file, save_file
-
-    parts = [folder / f"part-{process}.safetensors" for process in range(pipeline.num_processes)]
-    if pipeline.mesh.get_local_rank("data") == 0:
-        tensors: dict[str, torch.Tensor] = {}
-        for stage in pipeline.stages:
-            tensors |= get_peft_model_state_dict(stage.model, save_embedding_layers=False)
-        save_file({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, parts[pipeline.process])
-    dist.barrier()
-    if dist.get_rank() == 0:
-        merged = {name: each for part in parts for name, each in load_file(part).items()}
-        save_file(merged, folder / ADAPTER, metadata={"format": "pt"})
-        for part in parts:
-            part.unlink()
-        pipeline.stages[0].model.peft_config["default"].save_pretrained(folder)
-    dist.barrier()
-
-
 def load_adapter(pipeline: Pipeline, folder: Path) -> None:
     """Give the adapters over this process's stages the values of the one in `folder`.
 
@@ -101,7 +106,7 @@ def load_adapter(pipeline: Pipeline, folder: Path) -> None:
             set_peft_model_state_dict(stage.model, {name: opened.get_tensor(name) for name in names})
 
 
-def save_optimizer(pipeline: Pipeline, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+def write_optimizer(pipeline: Pipeline, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write this process's optimizer states into `folder` by the names of their parameters."""
     if pipeline.mesh.get_local_rank("data") == 0:
         tree = {
@@ -109,11 +114,10 @@ def save_optimizer(pipeline: Pipeline, optimizer: torch.optim.Optimizer, folder:
             "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         }
         save_tree(folder, f"optimizer-{pipeline.process}-of-{pipeline.num_processes}", tree)
-    dist.barrier()
 
 
 def load_optimizer(pipeline: Pipeline, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Give `optimizer` the states that `save_optimizer` wrote, also with other numbers of processes.
+    """Give `optimizer` the states that `write_optimizer` wrote, also with other numbers of processes.
 
     Raises ValueError where a parameter has none.
     """

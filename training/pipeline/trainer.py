@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from training.checkpoints import TRAINING
 from training.examples.collate import Batch, num_loss_tokens
 from training.pipeline.loaded import Stages
-from training.pipeline.saving import load_optimizer, save_adapter, save_model, save_optimizer
+from training.pipeline.saving import join_parts, load_optimizer, write_optimizer, write_part
+from training.pipeline.writing import Writing, mark, wait_for_marks
 from training.state_files import load_tree, random_state, save_tree
 from training.trainer import ParleyTrainer
 
@@ -32,6 +34,7 @@ class PipelineTrainer(ParleyTrainer):
         self.pipeline = model.pipeline
         super().__init__(model, *args, **more)
         self.accelerator.scaler = self.pipeline.scaler
+        self._writing = Writing()
 
     def _share(self) -> tuple[int, int]:
         data = self.pipeline.mesh["data"]
@@ -39,6 +42,25 @@ class PipelineTrainer(ParleyTrainer):
 
     def _sync_replicated_trainable_parameters(self, model: Any) -> None:
         """Nothing: each process has its own stages, and the engine sums gradients over pipelines."""
+
+    def train(self, *args: Any, **more: Any) -> Any:
+        """As the Trainer does; return when the last checkpoint is there."""
+        result = super().train(*args, **more)
+        self._writing.until_done()
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As the Trainer does; its step changes weights, and waits until those before it are written."""
+        optimizer = super().create_optimizer(model)
+        optimizer.register_step_pre_hook(lambda *_: self._writing.until_written())
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """What other trainers log, and the seconds that this process waited for checkpoints since the last line."""
+        if self._writing.waited:
+            logs, self._writing.waited = {**logs, "save_wait_time": self._writing.waited}, 0.0
+        super().log(logs, start_time)
 
     # A step
 
@@ -78,30 +100,41 @@ class PipelineTrainer(ParleyTrainer):
 
     # Checkpoints
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A shard from each process of the first pipeline, or the adapter; configuration and tokenizer."""
-        folder = Path(output_dir or self.args.output_dir or "")
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is not seen by all processes; trainer.output must be on a disk they share")
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
+        """What is small is written at once, the rest beside the next step."""
+        self._writing.until_done()
+        name = self.save_checkpoint_name()
+        made = self._begin_checkpoint(name)
+        if not made.is_dir():
+            raise ValueError(f"{made} is not seen by all processes; trainer.output must be on a disk they share")
+        self._save_states(made)
+        commit = partial(self._commit, name) if self.args.should_save else lambda: None
+        self._writing.begin(partial(self._write, made), commit)
+
+    def _write(self, made: Path) -> None:
+        write_part(self.pipeline, made)
+        write_optimizer(self.pipeline, self.optimizer.optimizer, made / TRAINING)
+        mark(made, self.args.process_index)
+
+    def _commit(self, name: str) -> None:
+        made = self.checkpoints.unfinished(name)
+        wait_for_marks(made, self.args.world_size)
+        join_parts(self.pipeline, made, self.model.config)
+        self._finish_checkpoint(name)
+
+    def _save_states(self, made: Path) -> None:
+        super()._save_states(made)
         if self.args.should_save:
-            self.tokenizer.save_pretrained(folder)
+            self.tokenizer.save_pretrained(made)
             if (self.model.folder / GENERATION).is_file():
-                shutil.copyfile(self.model.folder / GENERATION, folder / GENERATION)
-        if hasattr(self.pipeline.stages[0].model, "peft_config"):
-            save_adapter(self.pipeline, folder)
-        else:
-            save_model(self.pipeline, folder, self.model.config)
+                shutil.copyfile(self.model.folder / GENERATION, made / GENERATION)
+            state = {"layout": self._layout, "scheduler": self.lr_scheduler.state_dict()}
+            save_tree(made / TRAINING, PIPELINE, state)
 
     @property
     def _layout(self) -> list[Any]:
         """What must be as it was for a process to go on with its own random numbers."""
         return [self.pipeline.num_stages, self.args.world_size, self.pipeline.schedule.name]
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        folder = Path(output_dir) / TRAINING
-        save_optimizer(self.pipeline, self.optimizer.optimizer, folder)
-        if self.args.should_save:
-            save_tree(folder, PIPELINE, {"layout": self._layout, "scheduler": self.lr_scheduler.state_dict()})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

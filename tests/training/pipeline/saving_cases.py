@@ -60,7 +60,7 @@ def save(folder: Path) -> None:
     """A model in shards -> stages -> a copy, a few steps, a checkpoint; the rest of them from it, thrice."""
     import torch.distributed as dist
 
-    from training.pipeline.saving import save_model, save_optimizer
+    from training.pipeline.saving import save_model, write_optimizer
 
     if rank_of() == 0:
         make_model(SAVED).save_pretrained(folder / "source", max_shard_size="20KB")
@@ -72,7 +72,8 @@ def save(folder: Path) -> None:
         if step == BEFORE:
             checkpoint = made(folder / "step-2")
             save_model(pipeline, checkpoint, config)
-            save_optimizer(pipeline, optimizer, checkpoint / "training")
+            write_optimizer(pipeline, optimizer, checkpoint / "training")
+            dist.barrier()
         train(pipeline, optimizer, step)
     write(folder, SAVED, "whole", dict(pipeline.named_parameters()))
     plans = {"same": Plan(2), "zbv": Plan(2, schedule="zbv"), "one": Plan(1, data_parallel=2, schedule="gpipe")}
@@ -82,12 +83,12 @@ def save(folder: Path) -> None:
 
 def adapt(folder: Path) -> None:
     """Two steps with an adapter, a checkpoint, and the loss after it with other stages and from the checkpoint."""
-    from training.pipeline.saving import load_adapter, save_adapter
+    from training.pipeline.saving import load_adapter, save_model
 
-    pipeline, optimizer, _ = opened(folder / "source", Plan(2), adapted)
+    pipeline, optimizer, config = opened(folder / "source", Plan(2), adapted)
     for step in range(2):
         train(pipeline, optimizer, step)
-    save_adapter(pipeline, made(folder / "adapter"))
+    save_model(pipeline, made(folder / "adapter"), config)
     told = {"loss": pipeline.evaluate(batches(SAVED, 2)[0]).loss}
     pipeline, _, _ = opened(folder / "source", Plan(2, schedule="zbv"), adapted)
     told["before"] = pipeline.evaluate(batches(SAVED, 2)[0]).loss
