@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from training.pipeline.engine import Pipeline, make_scaler
 from training.pipeline.loading import reader
 from training.pipeline.plan import Plan
-from training.pipeline.stages import build_stage, fill
+from training.pipeline.stages import Stage, build_stage, fill
 from training.pipeline.trial import check_cutting
 from training.processes import num_processes
 
@@ -47,10 +47,10 @@ def open_pipeline(
     config = AutoConfig.from_pretrained(folder)
     cuts = plan.cuts(config, tokens)
     check_cutting(config)
-    read, stages = reader(folder), []
+    stages: list[Stage] = []
     for number in plan.order.stages_of(mesh.get_local_rank("pipeline"), plan.processes, plan.num_stages):
         stage = build_stage(config, cuts[number], dtype, attention)
-        fill(stage, read)
+        fill(stage, reader(folder, stage))
         stage.precision = precision
         if checkpointing:
             stage.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -58,5 +58,20 @@ def open_pipeline(
             stage.model = adapt(stage.model)
         stage.train()
         stages.append(stage)
+    if adapt is not None:
+        _agree_on_targets(stages, mesh)
     scaler = make_scaler(mesh, device) if precision is torch.float16 else None
     return Pipeline(stages, plan.num_stages, plan.order, plan.micro_batches, mesh, device, scaler)
+
+
+def _agree_on_targets(stages: list[Stage], mesh: DeviceMesh) -> None:
+    """Let the adapter's configuration name the layers of all stages: each knows only its own."""
+    import torch.distributed as dist
+
+    configs = [stage.model.peft_config["default"] for stage in stages]
+    own = [each.target_modules for each in configs if isinstance(getattr(each, "target_modules", None), set)]
+    found: list[set[str]] = [set()] * mesh["pipeline"].size()
+    dist.all_gather_object(found, set().union(*own), group=mesh.get_group("pipeline"))
+    if union := set().union(*found):
+        for each in configs:
+            each.target_modules = union

@@ -36,6 +36,7 @@ def write_part(pipeline: Pipeline, folder: Path) -> None:
     """Write this process's weights into `folder`, frozen ones as well; under an adapter, only its."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
+    from transformers.core_model_loading import revert_weight_conversion
 
     if pipeline.mesh.get_local_rank("data") > 0:
         return
@@ -44,8 +45,8 @@ def write_part(pipeline: Pipeline, folder: Path) -> None:
         if pipeline.has_adapter:
             tensors |= get_peft_model_state_dict(stage.model, save_embedding_layers=False)
         else:  # a tied head is written as the embedding
-            state = stage.model.state_dict()
-            tensors |= {name: each for name, each in state.items() if global_name(stage, name) == name}
+            own = {name: each for name, each in stage.model.state_dict().items() if global_name(stage, name) == name}
+            tensors |= revert_weight_conversion(stage.model, own)  # as files call them
     whole = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
     save_file(whole, folder / _part(pipeline, pipeline.process), metadata={"format": "pt"})
 

@@ -89,10 +89,8 @@ def fill(stage: Stage, read: Callable[[str], torch.Tensor]) -> None:
 
     Where a tied model has both ends in one stage, they are one tensor again.
     """
-    temporary = {name for name, _ in stage.model.named_non_persistent_buffers()}
-    buffers = [name for name, _ in stage.model.named_buffers() if name not in temporary]
     values = {}
-    for name in [*dict(stage.model.named_parameters()), *buffers]:
+    for name in stored_names(stage):
         value = read(global_name(stage, name))
         values[name] = value.to(stage.dtype) if value.is_floating_point() else value
     stage.model.load_state_dict(values, strict=True, assign=True)
@@ -101,6 +99,13 @@ def fill(stage: Stage, read: Callable[[str], torch.Tensor]) -> None:
     for module in stage.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None  # as in training/models.py: the padding token may be the one that ends replies
+
+
+def stored_names(stage: Stage) -> list[str]:
+    """The tensors of the stage that files have."""
+    temporary = {name for name, _ in stage.model.named_non_persistent_buffers()}
+    buffers = [name for name, _ in stage.model.named_buffers() if name not in temporary]
+    return [*dict(stage.model.named_parameters()), *buffers]
 
 
 def global_name(stage: Stage, name: str) -> str:

@@ -53,12 +53,15 @@ CASES = (
 
 
 def make_config(case: Case) -> Any:
-    from transformers import GPT2Config, LlamaConfig
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig
 
     ends: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": case.tied}
     if case.kind == "gpt2":
         off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         return GPT2Config(n_embd=32, n_layer=LAYERS, n_head=4, n_positions=64, **ends, **off)
+    if case.kind == "gpt_neox":
+        width: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+        return GPTNeoXConfig(num_hidden_layers=LAYERS, max_position_embeddings=64, **width, **ends)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     return LlamaConfig(num_hidden_layers=LAYERS, max_position_embeddings=64, initializer_range=0.2, **sizes, **ends)
 

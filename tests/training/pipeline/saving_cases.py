@@ -13,12 +13,14 @@ from pipeline_cases import NORM, Case, adapted, batches, make_model, optimizer_o
 from training.pipeline.plan import Plan
 
 SAVED = Case("saved", "1f1b", 2, tied=True)
+NEOX = Case("neox", "1f1b", 2, kind="gpt_neox")  # transformers' files call its head otherwise than its module
 BEFORE, STEPS = 2, 4  # steps before the checkpoint, and in all
 
 
 def run(folder: Path) -> None:
     scale(folder)
     save(folder)
+    neox(folder)
     adapt(folder)
     die(folder)
 
@@ -124,6 +126,19 @@ def die(folder: Path) -> None:
         told = str(error)
     (folder / "died.json").write_text(json.dumps({"told": told, "seconds": time.monotonic() - began}))
     os._exit(0)  # no group is left to close
+
+
+def neox(folder: Path) -> None:
+    """A model in shards -> stages -> a copy."""
+    import torch.distributed as dist
+
+    from training.pipeline.saving import save_model
+
+    if rank_of() == 0:
+        make_model(NEOX).save_pretrained(folder / "neox")
+    dist.barrier()
+    pipeline, _, config = opened(folder / "neox", Plan(2))
+    save_model(pipeline, made(folder / "neox-copy"), config)
 
 
 def made(folder: Path) -> Path:

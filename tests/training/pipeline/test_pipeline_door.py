@@ -101,7 +101,9 @@ def test_a_finished_run_loads_as_a_model(runs):
     assert made.config.tie_word_embeddings
     assert AutoTokenizer.from_pretrained(runs / "stages").chat_template
     assert GenerationConfig.from_pretrained(runs / "stages").eos_token_id is not None
-    open_adapter(made, runs / "adapter-stages")
+    adapter = open_adapter(made, runs / "adapter-stages")
+    opened = [name for name, each in adapter.named_parameters() if each.requires_grad]
+    assert len(opened) == len(weights(runs / "adapter-stages"))
     settings = json.loads((runs / "adapter-stages" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(runs / "model")
 

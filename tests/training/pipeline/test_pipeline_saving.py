@@ -39,6 +39,11 @@ def test_a_model_through_stages_and_back_is_the_same_to_the_bit(results):
     assert same(whole(results / "copy"), make_model(SAVED).state_dict())
 
 
+def test_files_call_tensors_as_those_of_transformers_do(results):
+    assert "embed_out.weight" in weights_in(results / "neox")
+    assert same(weights_in(results / "neox-copy"), weights_in(results / "neox"))
+
+
 def test_going_on_from_a_checkpoint_is_the_same_to_the_bit(results):
     from safetensors.torch import load_file
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,8 +188,8 @@ def test_a_stage_reads_its_own_tensors_and_no_others(tmp_path, kind, shard):
     config = AutoConfig.for_model(kind, **ARCHITECTURES[kind])
     model = whole_model(config)
     model.save_pretrained(tmp_path, max_shard_size=shard)
-    read, asked = reader(tmp_path), []
     stage = build_stage(config, range(2, 4), torch.float32)
+    read, asked = reader(tmp_path, stage), []
 
     def noted(name: str) -> torch.Tensor:
         asked.append(name)
@@ -203,6 +202,18 @@ def test_a_stage_reads_its_own_tensors_and_no_others(tmp_path, kind, shard):
     assert sorted(asked) == sorted(dict(stage.model.named_parameters()))
 
 
+@pytest.mark.parametrize("kind", ["gpt_neox", "qwen3_moe", "mixtral", "falcon", "phi", "gemma2"])
+def test_what_files_call_otherwise_is_found(tmp_path, kind):
+    config = AutoConfig.for_model(kind, **ARCHITECTURES[kind])
+    model = whole_model(config)
+    model.save_pretrained(tmp_path)
+    stages = [build_stage(config, layers, torch.float32) for layers in (range(3), range(3, config.num_hidden_layers))]
+    for stage in stages:
+        fill(stage, reader(tmp_path, stage))
+    ids_BT = torch.randint(3, 96, (1, 7))
+    assert torch.equal(run_in_turn(stages, ids_BT), model(ids_BT).logits)
+
+
 def test_weights_of_a_model_without_its_head_are_found(tmp_path):
     from safetensors.torch import save_file
 
@@ -210,25 +221,27 @@ def test_weights_of_a_model_without_its_head_are_found(tmp_path):
     model = whole_model(config)
     save_file(model.transformer.state_dict(), tmp_path / "model.safetensors")  # as GPT-2 is on the hub
     stage = build_stage(config, range(5), torch.float32)
-    fill(stage, reader(tmp_path))
+    fill(stage, reader(tmp_path, stage))
     ids_BT = torch.randint(3, 96, (1, 7))
     assert torch.equal(run_in_turn([stage], ids_BT), model(ids_BT).logits)
 
 
 def test_directories_without_weights_are_refused(tmp_path):
+    stage = build_stage(AutoConfig.for_model("llama", **ARCHITECTURES["llama"]), range(1), torch.float32)
     with pytest.raises(ValueError, match=r"no readable model.safetensors"):
-        reader(tmp_path)
+        reader(tmp_path, stage)
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"no readable model.safetensors"):
-        reader(tmp_path)
+        reader(tmp_path, stage)
 
 
 def test_a_missing_tensor_is_named(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    stage = build_stage(AutoConfig.for_model("llama", **ARCHITECTURES["llama"]), range(1), torch.float32)
     with pytest.raises(ValueError, match=r"has no tensor 'lm_head.weight'"):
-        reader(Path(tmp_path))("lm_head.weight")
+        reader(tmp_path, stage)("lm_head.weight")
 
 
 def test_the_real_model(smollm2):
@@ -237,9 +250,9 @@ def test_the_real_model(smollm2):
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     ids_BT = torch.arange(100, 116)[None]
     expected = model(ids_BT, use_cache=False).logits
-    read, stages = reader(smollm2), []
+    stages = []
     for layers in (range(19), range(19, 30)):
         stages.append(build_stage(config, layers, torch.float32))
-        fill(stages[-1], read)
+        fill(stages[-1], reader(smollm2, stages[-1]))
     with torch.no_grad():
         assert torch.equal(run_in_turn(stages, ids_BT), expected)
