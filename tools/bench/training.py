@@ -26,6 +26,7 @@ from typing import Any
 import click
 
 from common.cli import OneLineCommand
+from tools.bench.texts import write_text
 
 LENGTH, BATCH, LR = 512, 4, 1e-5
 QUESTIONS = Path(__file__).parents[2] / "tests" / "data" / "sample_questions.jsonl"
@@ -51,7 +52,7 @@ def cli(
         work = Path(folder)
         common = [f"model={model}", f"trainer.lr={LR}", "trainer.schedule=constant", "trainer.warmup=0"]
         common += [f"data.max_length={LENGTH}", f"trainer.batch_size={BATCH}", f"data.cache={work / 'cache'}"]
-        text = _text(work / "text.md")
+        text = write_text(work / "text.md")
         long = (*common, f"data={text}", "data.format=text", "method=ntp", f"trainer.max_steps={steps}")
         _compare("rows of 512 tokens", long, ("plain", "trl", "parley"), work)
         chats = data or _sample_chats(work / "chats.jsonl")
@@ -263,13 +264,6 @@ def _overlap(answer: str, expected: str) -> float:
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:160]
-
-
-def _text(path: Path) -> Path:
-    """Parley's own documentation, several times: running text of enough tokens."""
-    pages = sorted((Path(__file__).parents[2] / "docs").rglob("*.md"))
-    path.write_text("\n\n".join(page.read_text("utf-8") for page in pages), "utf-8")
-    return path
 
 
 def _sample_chats(path: Path) -> Path:

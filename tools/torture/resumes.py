@@ -140,8 +140,9 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def tiny_model(folder: Path) -> Path:
-    """A llama with random weights and dropout, and a tokenizer of single bytes with ChatML turns."""
+def tiny_model(folder: Path, **more: Any) -> Path:
+    """A llama with random weights and dropout, and a tokenizer of single bytes with ChatML turns; `more` are settings
+    of LlamaConfig."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -162,18 +163,19 @@ def tiny_model(folder: Path) -> Path:
         chat_template=find_template("chatml").jinja,
     )
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(letters),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        attention_dropout=0.1,  # random numbers are part of the state
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
+    settings = {
+        "vocab_size": len(letters),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "attention_dropout": 0.1,  # random numbers are part of the state
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    config = LlamaConfig(**{**settings, **more})
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
