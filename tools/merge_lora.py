@@ -23,8 +23,11 @@ from common.models import loading_errors, resolve_model
 from tools.parity import Parity, Reference, beside, check_directory
 
 
-def merge(adapter: str, target: Path, base: str | None = None) -> Parity:
-    """Write the directory `target`; `base` is the model, where it is not the one that the adapter names.
+def merge(
+    adapter: str, target: Path, base: str | None = None, dtype: str | None = None, max_shard_size: str = "5GB"
+) -> Parity:
+    """Write the directory `target`; `base` is the model, where it is not the one that the adapter names, and `dtype`
+    the precision, where it is not the base's.
 
     Raises ValueError for what is no adapter, cannot be merged or does not fit the base, where `target` exists, and
     where the result does not say what base and adapter say together.
@@ -42,17 +45,18 @@ def merge(adapter: str, target: Path, base: str | None = None) -> Parity:
     if (place / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(str(place))
     with loading_errors(base):
-        dtype = AutoConfig.from_pretrained(resolve_model(base), trust_remote_code=False).dtype or torch.float32
+        own = AutoConfig.from_pretrained(resolve_model(base), trust_remote_code=False).dtype or torch.float32
     adapted = _adapted(model, adapter, place)
     reference = Reference.of(adapted, tokenizer)
-    merged = adapted.merge_and_unload(safe_merge=True).to(dtype)
-    merged.config.dtype = dtype
+    precision = getattr(torch, dtype) if dtype else own
+    merged = adapted.merge_and_unload(safe_merge=True).to(precision)
+    merged.config.dtype = precision
     with beside(target) as made:
         made.mkdir()
-        merged.save_pretrained(made)
+        merged.save_pretrained(made, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(made)
         del merged, adapted, model
-        return check_directory(reference, made, str(dtype).removeprefix("torch."))
+        return check_directory(reference, made, str(precision).removeprefix("torch."))
 
 
 def _adapted(model: Any, adapter: str, place: Path) -> Any:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from chatbot.conversation import Conversation
 from chatbot.engines.gguf_file import GgufHeader, read_header
 from chatbot.rendering import Renderer
-from common.files import check_can_write, sync_folder
+from common.files import check_can_write, sync_file, sync_folder
 from common.models import loading_errors
 
 if TYPE_CHECKING:
@@ -226,6 +226,7 @@ def beside(target: Path) -> Iterator[Path]:
         yield made
         for file in [made, *made.rglob("*")]:
             file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors makes its files private
+            (sync_folder if file.is_dir() else sync_file)(file)
         made.rename(target)
         sync_folder(target.parent)
 
