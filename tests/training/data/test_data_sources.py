@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from common import fetching
 from training.data.decoding import read_raw
 from training.data.sources import find_files, fingerprint
 
@@ -142,14 +143,17 @@ def test_a_redirect_and_a_compressed_file(site):
     assert [raw.value for raw in read_raw(*file)] == [{"text": "a"}]
 
 
-def test_a_failed_download_leaves_nothing(site, tmp_path):
+def test_a_failed_download_leaves_nothing_that_is_read(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "_WAITS", (0.0,))
     url, serve = site
     serve.answers = {"/cut.jsonl": (200, b"x" * 1000, 10), "/err.jsonl": (500, b"", 0)}
     host = url.removeprefix("http://")
     for name, reason in (("cut", "cannot be fetched"), ("err", "the server answered 500"), ("no", "answered 404")):
         with pytest.raises(ValueError, match=f"^http://{host}/{name}.jsonl: .*{reason}"):
             find_files(f"http://user:secret@{host}/{name}.jsonl?key=secret")
-    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
+    files = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert [path for path in files if not path.name.startswith(".")] == []
+    assert "secret" not in "".join(path.read_text() for path in files)
     serve.answers["/cut.jsonl"] = (200, b"y" * 10, 10)
     assert find_files(f"{url}/cut.jsonl").files[0].path.read_bytes() == b"y" * 10
 
@@ -169,6 +173,7 @@ datasets.DatasetDict({"train": rows, "test": rows.select([3, 1])}).save_to_disk(
 """
 READ = """
 import sys
+from common import fetching
 from training.data.decoding import read_raw
 from training.data.sources import find_files
 for file in find_files(sys.argv[1]).files:

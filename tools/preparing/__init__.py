@@ -1,0 +1,1 @@
+"""Models and data, from where they are to a directory under `models/` or `data/`."""
