@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from chatbot.conversation import Conversation
 from chatbot.engines.base import ChatModel, FinishReason, Generation, TokenLogprob, Usage
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -30,20 +34,28 @@ def generate_all(
     `conversations` may be endless: it is read only a little ahead. An error is raised at the place of the answer that
     it prevented, and ends the work; so does closing the iterator. ValueError for num_threads below 1.
     """
+    stopped = threading.Event()
+    return in_order(lambda each: _answer(model, each, generation, stopped), conversations, num_threads, stopped)
+
+
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], num_threads: int, stopped: threading.Event
+) -> Iterator[Result]:
+    """`work(item)` for each of `items`, in threads, in their order; else as `generate_all`. `stopped` is set when
+    nothing more is wanted, so that work that goes on can end."""
     if num_threads < 1:
         raise ValueError(f"num_threads={num_threads} must be at least 1")
-    return _generate_all(model, conversations, generation, num_threads)
+    return _in_order(work, items, num_threads, stopped)
 
 
-def _generate_all(
-    model: ChatModel, conversations: Iterable[Conversation], generation: Generation, num_threads: int
-) -> Iterator[Answer]:
-    stopped = threading.Event()
-    begun: deque[Future[Answer]] = deque()
+def _in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], num_threads: int, stopped: threading.Event
+) -> Iterator[Result]:
+    begun: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix="parley-many") as pool:
         try:
-            for conversation in conversations:
-                begun.append(pool.submit(_answer, model, conversation, generation, stopped))
+            for item in items:
+                begun.append(pool.submit(work, item))
                 if len(begun) > 2 * num_threads:  # the slowest must not leave the others idle
                     yield begun.popleft().result()
             while begun:

@@ -18,7 +18,7 @@ from typing import Any
 from chatbot.conversation import Conversation
 from chatbot.engines import LoadOptions
 from chatbot.engines.base import Delta, FinishReason, Generation, TokenLogprob, Usage, check_fits
-from chatbot.engines.openai_transport import RefusedError, Transport
+from chatbot.engines.openai_transport import BrokenOffError, RefusedError, Transport
 from chatbot.rendering import COMMON_MARKERS, broken_up
 from chatbot.streaming import UntilStop
 
@@ -111,7 +111,7 @@ class OpenAIModel:
         finally:
             events.close()  # type: ignore[attr-defined]  # a generator
         if not (answer.finished or pieces.stopped_by):
-            raise ValueError(f"{self._transport.base_url} ended its answer without a finish reason; ask again")
+            raise BrokenOffError(f"{self._transport.base_url} ended its answer without a finish reason; ask again")
         reason: FinishReason = "length" if answer.reason == "length" and not pieces.stopped_by else "stop"
         yield Delta("", reason, answer.usage or Usage(prompt_tokens, answer.num_pieces))
 

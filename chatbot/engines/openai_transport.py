@@ -34,6 +34,10 @@ class RefusedError(ValueError):
         self.status, self.message = status, message
 
 
+class BrokenOffError(ValueError):
+    """An answer that had begun and did not come to its end. Asking again may help."""
+
+
 class Transport:
     """One service. May be used from several threads at once."""
 
@@ -86,7 +90,7 @@ class Transport:
                 if data:
                     yield self._event(data)
         except httpx.HTTPError as error:
-            raise ValueError(f"{self.base_url} broke off its answer ({_reason(error)}); ask again") from None
+            raise BrokenOffError(f"{self.base_url} broke off its answer ({_reason(error)}); ask again") from None
         finally:
             response.close()
 
@@ -109,7 +113,7 @@ class Transport:
             response.read()
             return self._json(response)
         except httpx.HTTPError as error:
-            raise ValueError(f"{self.base_url} broke off its answer ({_reason(error)}); ask again") from None
+            raise BrokenOffError(f"{self.base_url} broke off its answer ({_reason(error)}); ask again") from None
         finally:
             response.close()
 

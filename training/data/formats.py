@@ -132,6 +132,18 @@ def _preference(row: Fields) -> Row:
     return PreferenceRow(prompt, chosen, rejected, margin, weight_of(row))
 
 
+def _shp(row: Fields) -> Row:
+    """Stanford Human Preferences: a post with two comments; `labels` is 1 where A has more votes, else 0."""
+    a, b = text_of(row, "human_ref_A"), text_of(row, "human_ref_B")
+    label = checked_number(row.get("labels"), "'labels'")
+    if label not in (0, 1):
+        raise ValueError(f"'labels' must be 1 (A is better) or 0, not {label:g}")
+    if a == b:
+        raise ValueError("'human_ref_A' and 'human_ref_B' are the same")
+    prompt = Conversation().add("user", text_of(row, "history"))
+    return PreferenceRow(prompt, *((a, b) if label else (b, a)))
+
+
 def _parted(conversations: list[Conversation]) -> tuple[Conversation, list[str]]:
     """The prompt that all begin with, and each one's answer. Raises ValueError where they differ before it."""
     prompt = conversations[0].upto(max(0, len(conversations[0]) - 1))
@@ -202,7 +214,8 @@ def _labelled(row: Fields) -> Row:
 
 
 def _prompt_alone(row: Fields) -> Row:
-    return PromptRow(_prompt(row, "prompt" if "prompt" in row else "user_input"))
+    # A bare text among objects is a prompt too: ChatLLaMA appended such.
+    return PromptRow(_prompt(row, next((key for key in ("prompt", "user_input", "text") if key in row), "prompt")))
 
 
 def _feedback(row: Fields) -> Row:
@@ -284,6 +297,7 @@ FORMATS: dict[str, Format] = {
         Format("alpaca", _keys("instruction output"), _CHAT, _alpaca),
         Format("self-instruct", _keys("instruction instances"), _CHAT, _self_instruct),
         Format("preference", _keys("prompt chosen rejected", "chosen rejected"), _PREFERENCE, _preference),
+        Format("shp", _keys("history human_ref_A human_ref_B labels"), _PREFERENCE, _shp),
         Format(
             "scored", _keys("text score", "texts scores"), _RANKED, _scored, lambda row: _has_list(row, "text", "texts")
         ),
