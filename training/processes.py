@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def rank() -> int:
@@ -20,6 +25,28 @@ def num_processes() -> int:
 def is_first() -> bool:
     """Whether this process writes what is written once."""
     return rank() == 0
+
+
+def join(device: torch.device, timeout_s: int) -> torch.device:
+    """Join the other processes of the run, which wait for each other at most so long; the device of this one.
+
+    One process alone is a group as well, so that it can go on with what several began. Raises ValueError where the
+    others are not found.
+    """
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    try:
+        state = PartialState(cpu=device.type == "cpu", timeout=timedelta(seconds=timeout_s))
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the {num_processes()} processes did not find each other at {place} ({reason})") from None
+    if not dist.is_initialized():
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch exports it at run time
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
+    joined: torch.device = state.device
+    return joined
 
 
 @contextmanager

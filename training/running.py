@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from common.devices import choose_device
 from training.arguments import evaluates, training_arguments
 from training.checkpoints import export_model
-from training.processes import is_first, main_first, num_processes, others_needed, rank
+from training.processes import is_first, join, main_first, num_processes, others_needed, rank
 from training.record import Record, plain
 from training.run_directory import RunDirectory, open_run
 from training.tracking.logfile import run_log
@@ -67,6 +68,8 @@ def run_task(config: Config, task: Task) -> Path:
     if _pipelined(config) and not task.cuts:
         raise ValueError(f"distributed=pipeline is not for method={config.method.name}; leave it out")
     directory = open_run(config)
+    if num_processes() > 1 and not _pipelined(config):
+        join(choose_device(config.model.device), config.distributed.timeout_s)
     resume = directory.resume_from
     loaded = _open(config, task, resume.path if resume else None)
     maker = task.maker

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,10 @@ from training.isolation import check_isolation
 from training.models import Loaded, base_and_adapter, load_tokenizer
 from training.pipeline.engine import Pipeline
 from training.pipeline.opening import open_mesh, open_pipeline
-from training.pipeline.plan import Plan, plan_of
+from training.pipeline.plan import plan_of
 from training.pipeline.saving import load_adapter
 from training.pipeline.trial import small
-from training.processes import num_processes, others_needed, rank
+from training.processes import join, num_processes, others_needed, rank
 from training.tracking.throughput import ModelFlops, model_flops
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def load_stages(config: Config, checkpoint: Path | None = None) -> Loaded:
         settings = AutoConfig.from_pretrained(source)
         tokenizer = load_tokenizer(config.model, adapter or source)
         _check(config, settings, tokenizer, adapter)
-    device = _join(plan, device, config.distributed.timeout_s)
+    device = join(device, config.distributed.timeout_s)
     with loading_errors(config.model.name), others_needed():
         pipeline = open_pipeline(
             source,
@@ -89,24 +88,6 @@ def stages_flops(stages: Stages) -> ModelFlops | None:
         return None
     known = [each for each in own if each is not None]
     return ModelFlops(stages.pipeline.total(sum(each.per_token for each in known)), known[0].per_pair)
-
-
-def _join(plan: Plan, device: torch.device, timeout_s: int) -> torch.device:
-    """Join the other processes; the device of this one. Raises ValueError where it finds no others."""
-    import torch.distributed as dist
-    from accelerate import PartialState
-
-    try:
-        state = PartialState(cpu=device.type == "cpu", timeout=timedelta(seconds=timeout_s))
-    except (RuntimeError, ValueError) as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"the {plan.num_all} processes did not find each other at {place} ({reason})") from None
-    if not dist.is_initialized():  # one process, which may go on with what several began
-        store = dist.HashStore()  # type: ignore[attr-defined]  # torch exports it at run time
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
-    joined: torch.device = state.device
-    return joined
 
 
 def _check(config: Config, settings: Any, tokenizer: Any, adapter: Path | None) -> None:
