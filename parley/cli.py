@@ -15,10 +15,10 @@ from common.cli import OneLineGroup
 COMMANDS = {
     "chat": ("chatbot.bot:cli", "Talk to a model, with your documents behind it."),
     "index": ("retrieval.build:cli", "Make your documents searchable, and search them."),
-    "models": ("tools.prepare_model:cli", "Prepare the models that need no hub."),
+    "models": ("tools.prepare_model:cli", "Fetch models and prepare them; some need no hub."),
     "moderate": ("moderation.cli:cli", "Judge texts; look at the moderation policy."),
     "train": ("training.main:cli", "Train a model further: method=sft model=... data=..."),
-    "evaluate": ("tools.evaluate:cli", "Perplexity on files, answers to files of prompts."),
+    "evaluate": ("tools.evaluate:cli", "Perplexity, answers to prompts, rewards, win rates."),
     "serve": ("chatbot.server:cli", "Serve the bot over HTTP, as OpenAI's clients expect it."),
 }
 

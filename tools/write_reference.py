@@ -119,7 +119,8 @@ def _about(thing: Any) -> str:
 def _keys(section: str, settings: Any) -> Iterator[str]:
     yield "| key | type | default | what it says |"
     yield "|---|---|---|---|"
-    hints, comments, defaults = get_type_hints(settings), _comments(settings), settings()
+    hints, defaults = get_type_hints(settings), settings()
+    comments = {name: about for each in reversed(settings.__mro__[:-1]) for name, about in _comments(each).items()}
     for each in dataclasses.fields(settings):
         if (section, each.name) == ("method", "name"):
             continue

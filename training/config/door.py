@@ -22,7 +22,7 @@ PRIMARY = "parley"
 # Keys of paths, names and mixtures.
 _VERBATIM = (
     "model.name model.tokenizer data.train data.eval data.cache trainer.output trainer.resume trainer.upload"
-    " distributed.deepspeed"
+    " distributed.deepspeed method.reward"
 )
 VERBATIM = frozenset(_VERBATIM.split())
 # Sections that take any key: a library's own settings.
@@ -33,6 +33,7 @@ OPEN = (
     "distributed.fsdp",
     "method.labels",
     "method.coeffs",
+    "method.settings",
 )
 
 

@@ -17,6 +17,9 @@ METHODS = {
     "rejection": "training.methods.rejection",
     "weighted": "training.methods.weighted",
     "offline_ppo": "training.methods.offline_ppo",
+    "ppo": "training.methods.ppo",
+    "grpo": "training.methods.grpo",
+    "pipeline_all": "training.methods.pipeline_all",
     "classification": "training.methods.classification",
 }
 
