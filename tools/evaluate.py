@@ -1,7 +1,10 @@
-"""Measure a model: perplexity on held-out rows, and answers to many prompts for whatever judges them.
+"""Measure a model: perplexity on held-out rows, answers to many prompts, their rewards, and how often they are better
+than others.
 
 Run: python tools/evaluate.py ppl smollm2-135m held-out.jsonl --replies-only
      python tools/evaluate.py generate smollm2-135m prompts.jsonl --out answers.jsonl
+     python tools/evaluate.py reward runs/reward answers.jsonl --out scores.jsonl
+     python tools/evaluate.py win_rate ours.jsonl theirs.jsonl --judge MODEL --out judgements.jsonl
 """
 
 from __future__ import annotations
@@ -19,8 +22,12 @@ from chatbot.engines.base import Generation
 from chatbot.options import FILE, answer_options, loading_options
 from common.cli import OneLineGroup
 from common.files import check_can_write, expand, json_text, write_json
-from tools.evaluation.generation import done_rows, generate, read_prompts
+from tools.evaluation.commands import FOLDER, ece, reward, win_rate
+from tools.evaluation.generation import generate, read_prompts
 from tools.evaluation.perplexity import KINDS, Perplexity, open_model, perplexity
+from tools.evaluation.report import write_report
+from tools.evaluation.resuming import NOT_IN_SETTINGS, done_rows
+from tools.evaluation.sharing import generate_shared
 from training.data.mixture import Source
 from training.data.reading import Report, read_rows
 from training.data.rows import ChatRow, PairRow
@@ -29,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _CONTEXT = 2048  # tokens, or the model's own where that is less
-_NOT_IN_SETTINGS = ("api_key", "threads", "gpu_layers")  # a secret, and what changes no answer
 _SECONDS = 5.0  # between two lines of progress
 
 
@@ -50,6 +56,7 @@ def cli() -> None:
 @click.option("--device", help="cpu, cuda:1 ...  [default: the first GPU, else the CPU]")
 @click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16.")
 @click.option("--out", type=FILE, help="Write the report there too.")
+@click.option("--report", "folder", type=FOLDER, metavar="DIR", help="Write it there as JSON and Markdown.")
 def ppl(
     model: str,
     data: str,
@@ -62,6 +69,7 @@ def ppl(
     device: str | None,
     dtype: str,
     out: Path | None,
+    folder: Path | None,
 ) -> None:
     """Perplexity of MODEL (a directory, an adapter, a known name, a Hugging Face id) on DATA: any data that training
     reads. A JSON report goes to stdout."""
@@ -96,6 +104,8 @@ def ppl(
         click.echo(line, err=True)
     if target:
         write_json(target, report)
+    if folder:
+        write_report(expand(folder), "Perplexity", report, {})
     click.echo(json_text(report), nl=False)
 
 
@@ -115,11 +125,14 @@ def _last(found: Iterable[Perplexity]) -> Perplexity:
 @click.argument("model")
 @click.argument("data")
 @click.option("--out", type=FILE, required=True, help="JSON Lines to write, or to go on with.")
-@click.option("--at-once", type=click.IntRange(min=1), default=8, help="Answers in the making at a time.")
+@click.option("--at-once", type=click.IntRange(min=1), default=8, help="Answers in the making at a time, a process.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, help="Models side by side, one for each GPU.")
 @click.option("--skip-bad-rows", is_flag=True, help="Count rows that cannot be used, instead of stopping at one.")
 @loading_options
 @answer_options
-def generate_(model: str, data: str, out: Path, at_once: int, skip_bad_rows: bool, **options: Any) -> None:
+def generate_(
+    model: str, data: str, out: Path, at_once: int, processes: int, skip_bad_rows: bool, **options: Any
+) -> None:
     """Answers of MODEL to the prompts of DATA: conversations (up to their last answer), prompts, or a line each of a
     .txt file. Run again after a kill it goes on."""
     generation = Generation(**{name: options[name] for name in asdict(Generation()) if name in options})
@@ -129,16 +142,20 @@ def generate_(model: str, data: str, out: Path, at_once: int, skip_bad_rows: boo
         "data": data,
         "data_sha256": read.fingerprint(Source(data)),
         "skip_bad_rows": skip_bad_rows,
-        **{name: value for name, value in options.items() if name not in _NOT_IN_SETTINGS},
+        **{name: value for name, value in options.items() if name not in NOT_IN_SETTINGS},
     }
     num_done = done_rows(target, settings)
     if num_done:
         click.echo(f"{target}: going on after {num_done:,} answers", err=True)
-    loaded = load_model(model, options)
+    prompts = read_prompts(data, read, strict=not skip_bad_rows)
+    if processes > 1:
+        num_prompts = sum(1 for _ in prompts)
+        counts = generate_shared(target, settings, options, num_done, num_prompts, processes, at_once)
+    else:
+        counts = generate(load_model(model, options), prompts, generation, target, num_done, at_once)
     total, told = num_done, time.monotonic()
     begun = told
-    prompts = read_prompts(data, read, strict=not skip_bad_rows)
-    for total in generate(loaded, prompts, generation, target, num_done, at_once):
+    for total in counts:
         if (now := time.monotonic()) - told > _SECONDS:
             told = now
             click.echo(f"{total:,} answers, {(total - num_done) / (now - begun):.2f} a second", err=True)
@@ -146,6 +163,9 @@ def generate_(model: str, data: str, out: Path, at_once: int, skip_bad_rows: boo
         click.echo(line, err=True)
     click.echo(f"{target}: {total:,} answers", err=True)
 
+
+for each in (reward, ece, win_rate):
+    cli.add_command(each)
 
 if __name__ == "__main__":
     cli()

@@ -5,6 +5,7 @@ B: answers, T: positions, N: positions with a label.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from training.examples.answers import answers_batch
 from training.examples.collate import IGNORE, Batch
+from training.heads import inner_model
 from training.objective import head_only_at
 
 if TYPE_CHECKING:
@@ -21,27 +23,75 @@ if TYPE_CHECKING:
     from training.config.schema import Config
     from training.examples.preparing import Prepared
 
-Reference = Callable[[Any, Batch], "torch.Tensor"]
+CHUNK = 512  # labels
+_CHANGES_LOGITS: weakref.WeakSet[Any] = weakref.WeakSet()  # models that scale or cap what their last layer gives
 
 
 def token_log_probs(model: Any, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log p of each label (N), its row (N)), in float32; logits are only made where there is a label.
+    """(log p of each label (N), its row (N)), in float32; logits are only made where there is a label, and of
+    CHUNK labels at a time.
 
     Where there is none, N is 0 and the gradient zero.
     """
-    from torch.nn.functional import cross_entropy
-
     keep_BT = labels_BT.ne(IGNORE)
     empty = not bool(keep_BT.any())
     if empty:
         keep_BT = keep_BT.clone()
         keep_BT[0, 0] = True
-    with head_only_at(model, keep_BT):
+    labels_N = labels_BT[keep_BT].clamp(min=0)
+    with head_only_at(model, keep_BT), _log_probs_for_logits(model, labels_N) as made:
         logits_NV = model(input_ids=ids_BT, use_cache=False).logits
-    labels_N = labels_BT[keep_BT]
-    logp_N = -cross_entropy(logits_NV.float(), labels_N.clamp(min=0), reduction="none")
+    if made is None:
+        logp_N = _log_probs(logits_NV, labels_N)
+    elif made and made[0] is logits_NV:
+        logp_N = made[0][:, 0]
+    else:
+        _CHANGES_LOGITS.add(inner_model(model))
+        return token_log_probs(model, ids_BT, labels_BT)
     rows_N = keep_BT.nonzero()[:, 0]
     return (logp_N[:0], rows_N[:0]) if empty else (logp_N, rows_N)
+
+
+def _log_probs(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    from torch.nn.functional import cross_entropy
+
+    return -cross_entropy(logits_NV.float(), labels_N, reduction="none")
+
+
+@contextmanager
+def _log_probs_for_logits(model: Any, labels_N: torch.Tensor) -> Iterator[list[torch.Tensor] | None]:
+    """Let the model's last layer give log-probabilities (N, 1) of the labels in place of logits (N, V), made and, for
+    the gradient, made anew a chunk at a time: logits of all labels at once would be the most that a step keeps.
+
+    What it gave is in the list. Models that do something to their logits afterwards do it to these: their `logits` are
+    then another tensor, and they are run without, from then on; None says so.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    inner = inner_model(model)
+    if inner in _CHANGES_LOGITS or len(labels_N) <= CHUNK or hasattr(model, "_orig_mod"):  # torch.compile: all in one
+        yield None
+        return
+    head = inner.get_output_embeddings()
+    to_logits, hooked = head.forward, vars(head).get("forward")  # accelerate's hooks stand there
+    made: list[torch.Tensor] = []
+
+    def piece(hidden_CH: torch.Tensor, labels_C: torch.Tensor) -> torch.Tensor:
+        return _log_probs(to_logits(hidden_CH), labels_C)
+
+    def to_log_probs(hidden_NH: torch.Tensor) -> torch.Tensor:
+        parts = zip(hidden_NH.split(CHUNK), labels_N.split(CHUNK), strict=True)
+        made.append(torch.cat([checkpoint(piece, *part, use_reentrant=False) for part in parts])[:, None])
+        return made[0]
+
+    head.forward = to_log_probs
+    try:
+        yield made
+    finally:
+        del head.forward
+        if hooked is not None:
+            head.forward = hooked
 
 
 def summed(values_N: torch.Tensor, rows_N: torch.Tensor, num_rows: int) -> torch.Tensor:

@@ -16,9 +16,10 @@ from common.devices import choose_device
 from common.models import loading_errors, resolve_model
 
 if TYPE_CHECKING:
-    from training.examples.answers import Answer
+    from training.examples.making import Example
 
 DEFAULT_LENGTH = 1024
+_NO_LIMIT = 1 << 31
 
 
 class RewardModel:
@@ -28,7 +29,7 @@ class RewardModel:
         from chatbot.rendering import Renderer
 
         self.model, self.tokenizer = model, tokenizer
-        self._renderer, self._max_length, self._batch_size = Renderer(tokenizer), max_length, batch_size
+        self.max_length, self._renderer, self._batch_size = max_length, Renderer(tokenizer), batch_size
         self._pooling = getattr(model.config, "pooling", "eos")
 
     def scores(self, prompt: Conversation | None, responses: Sequence[str]) -> list[float]:
@@ -36,17 +37,27 @@ class RewardModel:
 
         Raises ValueError for a response that does not fit beside the user's last turn.
         """
+        examples = self._examples(prompt, responses, self.max_length)
+        if len(examples) < len(responses):
+            raise ValueError(f"a prompt leaves no room for its answer within {self.max_length} tokens; shorten it")
+        return self.scores_of(examples)
+
+    def example(self, prompt: Conversation | None, response: str) -> Example:
+        """What is scored for a response, whole. Raises ValueError where it has more than `max_length` tokens."""
+        (example,) = self._examples(prompt, [response], _NO_LIMIT)
+        if len(example.ids) > self.max_length:
+            raise ValueError(
+                f"prompt and response have {len(example.ids):,} tokens; the model's limit is {self.max_length:,}"
+            )
+        return example
+
+    def scores_of(self, examples: Sequence[Example]) -> list[float]:
+        """A score for each example, which may be of different prompts; `batch_size` of them run at once."""
         import torch
 
-        from training.examples.answers import Answer, AnswerMaker, answers_batch
+        from training.examples.answers import answers_batch
         from training.heads import attention_mask, sequence_scores
 
-        def choose(_: Any, __: Any) -> list[list[Answer]]:
-            return [[Answer(prompt, text, ()) for text in responses]]
-
-        examples = list(AnswerMaker(self._renderer, self._max_length, choose).examples(None)) if responses else []
-        if len(examples) < len(responses):
-            raise ValueError(f"a prompt leaves no room for its answer within {self._max_length} tokens; shorten it")
         found: list[float] = []
         for start in range(0, len(examples), self._batch_size):
             some = examples[start : start + self._batch_size]
@@ -59,6 +70,18 @@ class RewardModel:
                 scores_BL, _ = sequence_scores(self.model, inputs, self._pooling)
             found += scores_BL[:, 0].float().tolist()
         return found
+
+    def _examples(self, prompt: Conversation | None, responses: Sequence[str], max_length: int) -> list[Example]:
+        from training.data.converting import LeftOut
+        from training.examples.answers import Answer, AnswerMaker
+
+        def choose(_: Any, __: Any) -> list[list[Answer]]:
+            return [[Answer(prompt, text, ()) for text in responses]]
+
+        try:
+            return list(AnswerMaker(self._renderer, max_length, choose).examples(None))
+        except LeftOut:  # none, or none that fits
+            return []
 
 
 def open_reward_model(name: str, device: str | None = None) -> RewardModel:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from common.calibration import expected_calibration_error
 from moderation.head.data import Row
 
 ANY = "any"
@@ -61,12 +62,7 @@ def ece(truth: ArrayLike, scores: ArrayLike, bins: int = BINS) -> float | None:
     """Expected calibration error in [0, 1], lower is better: |mean score - share of positives|, averaged over bins
     of equal width by their number of rows."""
     y, s = _pair(truth, scores)
-    if not len(y):
-        return None
-    which = np.minimum((s * bins).astype(int), bins - 1)
-    count = np.bincount(which, minlength=bins)
-    gap = np.abs(np.bincount(which, s, bins) - np.bincount(which, y, bins))
-    return float(gap[count > 0].sum() / len(y))
+    return expected_calibration_error(s, y, bins) if len(y) else None
 
 
 def any_truth(row: Row) -> float:

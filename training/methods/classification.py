@@ -276,7 +276,8 @@ def label_metrics(
 ) -> dict[str, float]:
     """Of each task `accuracy`, `f1` (the mean over its labels) and `ece` (15 bins); with several tasks after their
     name, as `topic_accuracy`. Where several labels hold at once every label is judged by itself."""
-    from training.measures import expected_calibration_error, f1
+    from common.calibration import expected_calibration_error
+    from training.measures import f1
 
     told: dict[str, float] = {}
     for number, heading in enumerate(headings):

@@ -204,7 +204,7 @@ def reward_metrics(settings: Settings, _: float, __: list[float], records_P2: ND
     difference; and for each number of bins `ece_N`, the calibration error of sigma(|difference|)."""
     import numpy as np
 
-    from training.measures import expected_calibration_error
+    from common.calibration import expected_calibration_error
 
     if not len(records_P2):
         return {}

@@ -82,7 +82,7 @@ def test_a_repeat_changes_nothing_and_other_settings_are_refused(whole: Path, pr
         assert (refused.exit_code, message in refused.stderr) == (2, True), refused.stderr
     assert out.read_bytes() == whole.read_bytes()
     out.write_text('{"row": 5}\n')
-    assert "is not the answer to row 0" in run(prompts, out).stderr
+    assert "is not row 0 of such a file" in run(prompts, out).stderr
 
 
 def test_lines_of_text_and_conversations_are_prompts_too(tmp_path: Path) -> None:
@@ -125,3 +125,29 @@ def test_sampling_with_a_seed_is_the_same_again_and_greedy_has_no_penalty(
     assert answers("a.jsonl", "--sample", "--seed", "7") == first
     assert answers("b.jsonl", "--sample", "--seed", "8") != first
     assert answers("c.jsonl") == answers("d.jsonl", "--repetition-penalty", "1")
+
+
+def test_several_processes_give_the_same_file(whole: Path, prompts: Path, tmp_path: Path) -> None:
+    """From the beginning, and after some answers; none of their own files is left."""
+    content = whole.read_bytes()
+    out = tmp_path / "answers.jsonl"
+    out.write_bytes(b"".join(content.splitlines(keepends=True)[:5])[:-3])  # four, and a piece of one
+    shutil.copy(whole.with_name("answers.jsonl.settings.json"), tmp_path / "answers.jsonl.settings.json")
+    stale = tmp_path / "answers.jsonl.part-0-of-2-from-0"
+    stale.write_text("of a run that was joined already")
+    done = run(prompts, out, "--processes", "2")
+    assert done.exit_code == 0, done.stderr
+    assert out.read_bytes() == content
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["answers.jsonl", "answers.jsonl.settings.json"]
+    again = run(prompts, out, "--processes", "2")
+    assert (again.exit_code, out.read_bytes()) == (0, content)
+
+
+def test_a_process_that_fails_ends_it_and_parts_of_others_are_refused(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    failed = run(prompts, out, "--processes", "2", model=str(tmp_path / "none"), engine="transformers")
+    assert (failed.exit_code, "a process failed" in failed.stderr) == (2, True), failed.stderr
+    assert not out.exists()
+    (tmp_path / "answers.jsonl.part-0-of-3-from-0").write_text("")
+    refused = run(prompts, out, "--processes", "2", model=str(tmp_path / "none"), engine="transformers")
+    assert (refused.exit_code, "is of 3 processes" in refused.stderr) == (2, True), refused.stderr

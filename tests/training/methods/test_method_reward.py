@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.calibration import expected_calibration_error
 from training.heads import pooled
-from training.measures import expected_calibration_error
 from training.methods.reward import Settings, bradley_terry_loss, reward_metrics
 
 
