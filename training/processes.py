@@ -31,11 +31,18 @@ def join(device: torch.device, timeout_s: int) -> torch.device:
     """Join the other processes of the run, which wait for each other at most so long; the device of this one.
 
     One process alone is a group as well, so that it can go on with what several began. Raises ValueError where the
-    others are not found.
+    others are not found, or this process has no GPU of its own.
     """
+    import torch
     import torch.distributed as dist
     from accelerate import PartialState
 
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "cuda" and local >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start so many "
+            "processes a machine, or set model.device=cpu"
+        )
     try:
         state = PartialState(cpu=device.type == "cpu", timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:
@@ -67,6 +74,18 @@ def others_needed() -> Iterator[None]:
             "another process of this run ended or did not answer in time; see what it wrote last, and start all again: "
             f"the run goes on from its last checkpoint ({reason})"
         ) from error
+
+
+@contextmanager
+def first_of_all() -> Iterator[None]:
+    """The first process goes through before all others."""
+    if num_processes() == 1:
+        yield
+        return
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        yield
 
 
 @contextmanager

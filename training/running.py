@@ -13,7 +13,7 @@ import click
 from common.devices import choose_device
 from training.arguments import evaluates, training_arguments
 from training.checkpoints import export_model
-from training.processes import is_first, join, main_first, num_processes, others_needed, rank
+from training.processes import first_of_all, is_first, join, main_first, num_processes, others_needed, rank
 from training.record import Record, plain
 from training.run_directory import RunDirectory, open_run
 from training.tracking.logfile import run_log
@@ -67,9 +67,10 @@ def run_task(config: Config, task: Task) -> Path:
         raise ValueError(f"data.packing is not for method={config.method.name}; set data.packing=false")
     if _pipelined(config) and not task.cuts:
         raise ValueError(f"distributed=pipeline is not for method={config.method.name}; leave it out")
-    directory = open_run(config)
-    if num_processes() > 1 and not _pipelined(config):
+    if num_processes() > 1:
         join(choose_device(config.model.device), config.distributed.timeout_s)
+    with first_of_all():
+        directory = open_run(config)
     resume = directory.resume_from
     loaded = _open(config, task, resume.path if resume else None)
     maker = task.maker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,11 +47,6 @@ def load_stages(config: Config, checkpoint: Path | None = None) -> Loaded:
 
     plan, device = plan_of(config), choose_device(config.model.device)
     plan.check(num_processes())
-    if device.type == "cuda" and (local := int(os.environ.get("LOCAL_RANK", "0"))) >= torch.cuda.device_count():
-        raise ValueError(
-            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start so many "
-            "processes a machine, or set model.device=cpu"
-        )
     folder, adapter = base_and_adapter(config.model.name)
     source = checkpoint if checkpoint and not config.peft.name else _local(folder)
     with loading_errors(config.model.name):

@@ -162,7 +162,7 @@ def test_a_trained_model_is_tried_at_once_and_again_by_its_folder(
 def test_an_adapter_is_loaded_with_its_model(speak: Speak, tmp_path: Path) -> None:
     data = write(tmp_path / "data.txt", [["USER: 1 + 1? ASSISTANT:", "2"]] * 4)  # as Speaker's README calls it
     out = tmp_path / "out"
-    common = ("train_mode=sft", f"train_data={data}", "epochs=15", "batch_size=4", "lr=0.05")
+    common = ("train_mode=sft", f"train_data={data}", "epochs=30", "batch_size=4", "lr=0.1")
     done = speak(*common, f"save_folder={out}", "peft=lora", "lora=train", "peft.r=4", "peft.lora_dropout=0")
     assert done.exit_code == 0, done.output
     settings = json.loads((out / "adapter_config.json").read_text())
