@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE ...")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="A YAML file of keys; KEY=VALUE beat it.")
 @click.option("--show", is_flag=True, help="Print the whole configuration, checked, and do nothing.")
-def cli(overrides: Sequence[str], file: Path | None, show: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Print the plan: memory, steps, time; train and write nothing.")
+def cli(overrides: Sequence[str], file: Path | None, show: bool, dry_run: bool) -> None:
     """Train a model: method=sft model=smollm2-135m data=chats.jsonl are the three that must be given.
 
     \b
@@ -44,6 +45,9 @@ def cli(overrides: Sequence[str], file: Path | None, show: bool) -> None:
     if show:
         _show(config, request.evaluation)
         return
+    if dry_run:
+        _plan(config, (*(("--config", str(file)) if file else ()), *overrides))
+        return
     if request.told and is_first():
         click.echo(request.told, err=True)
     # Its files are read now: after days of training is too late to find one missing.
@@ -55,6 +59,16 @@ def cli(overrides: Sequence[str], file: Path | None, show: bool) -> None:
             click.echo(model)
     if speaking is not None and is_first():
         speaking.run(model)
+
+
+def _plan(config: Config | None, arguments: Sequence[str]) -> None:
+    from training.estimate.telling import dry_run
+
+    if config is None:
+        raise ValueError("--dry-run plans a training run, and eval_mode alone is none; leave it out")
+    plan = dry_run(config, arguments)
+    if is_first():
+        click.echo(plan)
 
 
 def _show(config: Config | None, evaluation: dict[str, Any] | None) -> None:

@@ -59,7 +59,6 @@ def cli(
         common = [f"model={model}", f"data={pairs}", f"data.cache={work / 'cache'}", f"data.max_length={length}"]
         common += [f"trainer.batch_size={batch_size}", f"trainer.max_steps={steps}", f"trainer.lr={LR}"]
         common += ["trainer.schedule=constant", "trainer.warmup=0", f"trainer.seed={SEED}", "data.on_bad_row=skip"]
-        common += ["trainer.optimizer=adamw_torch_fused"]  # TRL's default, which takes the least memory
         common += [f"peft={peft}"] if peft else []
         click.echo(f"{'':<18}{'s/step':>9}{'CPU s':>9}{'peak GiB':>10}  losses of the first steps")
         for method in ("dpo", "reward"):
