@@ -11,7 +11,7 @@ CHAT_MODEL := models/smollm2-135m/config.json
 ENCODER := models/minilm/onnx/proof.json
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup chat serve test check bench bench-chat bench-train bench-retrieval bench-moderation torture format clean help
+.PHONY: setup chat serve test check bench bench-chat bench-train bench-pipeline bench-retrieval bench-moderation bench-align torture format clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -63,7 +63,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: bench-chat bench-retrieval bench-moderation bench-train
+bench: bench-chat bench-retrieval bench-moderation bench-train bench-pipeline bench-align
 
 bench-chat: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 	$(BIN)/python -m tools.bench.chat
@@ -91,6 +91,16 @@ bench-moderation: $(VENV)/.dev $(CHAT_MODEL) $(SAMPLE)
 bench-train: $(VENV)/.dev $(CHAT_MODEL)
 	$(BIN)/python -m tools.bench.training $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tools.torture.resumes --kills 20
+
+bench-pipeline: $(VENV)/.dev $(CHAT_MODEL)
+	$(BIN)/python -m tools.bench.pipeline
+	$(BIN)/python -m tools.bench.bubbles
+	$(BIN)/python -m tools.bench.estimate
+
+# DATA=file of preferences: then also whether a chain of methods raises a learned reward (an hour or two)
+bench-align: $(VENV)/.dev $(CHAT_MODEL) $(ENCODER)
+	$(BIN)/python -m tools.bench.align
+	$(if $(DATA),$(BIN)/python -m tools.bench.alignment_quality --data $(DATA) --work runs/alignment-quality)
 
 torture: $(VENV)/.dev
 	$(BIN)/python -m tools.torture.kills --kills 200

@@ -6,7 +6,7 @@ Cheap checks come before slow loading.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ def open_bot(options: Mapping[str, Any]) -> Bot:
     )
     moderator = open_moderator(options)
     bot = Bot(model, assembler, None, moderator, generation, options["k"], options["floor"], options["rewrite"])
+    bot = replace(bot, attribution=options["attribution"])
     return bot if retriever is None else bot.searching(retriever, shared_encoder(retriever, moderator))
 
 

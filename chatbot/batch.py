@@ -12,7 +12,7 @@ import click
 from chatbot.core import Done, Notice, Reply, Text
 from chatbot.records import reply_record
 from chatbot.session import Session
-from chatbot.shell import source_line
+from chatbot.shell import source_line, unsupported_line
 from common.text import printable
 
 RESET = "reset"  # in a file of prompts: a new conversation begins
@@ -59,6 +59,8 @@ class Batch:
             self._write(json.dumps(reply_record(question, reply, notices), ensure_ascii=False) + "\n")
             return
         self._write(("" if self.stream else reply.text) + "\n")
+        if unsupported := unsupported_line(reply):
+            self._write(unsupported + "\n")
         for number, hit in enumerate(reply.sources, start=1):
             self._write(source_line(number, hit.passage) + "\n")
         for hit in reply.withheld:

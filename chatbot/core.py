@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from chatbot.attribution.attributing import Attribution, Attributor
+from chatbot.attribution.sentences import rewrite_cited
 from chatbot.conversation import Conversation
 from chatbot.engines.base import ChatModel, Delta, FinishReason, Generation, Usage
 from chatbot.followups import is_follow_up, is_small_talk, rewritten
@@ -19,7 +21,7 @@ from chatbot.streaming import sentences
 from moderation.labels import INJECTION
 from moderation.types import ACTIONS, Direction, Moderator, Verdict
 from retrieval.passages import embedding_text
-from retrieval.types import Hit, Searcher
+from retrieval.types import Encoder, Hit, Searcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +71,8 @@ class Turn:
 @dataclass(frozen=True)
 class Reply:
     """A whole answer. `verdicts` maps a direction (input, output, document) to what moderation said, where it ran: of
-    several passages the most severe. `withheld`: passages that were found and blocked; the model did not see them."""
+    several passages the most severe. `withheld`: passages that were found and blocked; the model did not see them.
+    `attribution`: for each sentence of a whole answer from passages, which of `sources` support it."""
 
     text: str
     sources: tuple[Hit, ...] = ()
@@ -78,6 +81,7 @@ class Reply:
     usage: Usage = NO_USAGE
     finish_reason: FinishReason = "stop"
     blocked: bool = False
+    attribution: tuple[Attribution, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class Bot:
     answered with `NOT_IN_DOCUMENTS`, without running the model. `rewrite`: a follow-up question is searched for as the
     model puts it, on its own, instead of together with the conversation. `encode`: what the retriever encodes with,
     where the moderator reads the same vectors; since it remembers the last texts, one encoding serves both.
+    `attribution`: the sentences of an answer are compared with the passages, and wrong citations corrected.
     """
 
     model: ChatModel
@@ -123,6 +128,7 @@ class Bot:
     floor: float | None = None
     rewrite: bool = False
     encode: Encode | None = None
+    attribution: bool = True
 
     def __post_init__(self) -> None:
         if self.floor is not None and not math.isfinite(self.floor):
@@ -230,14 +236,25 @@ class Bot:
             yield Text(fixed)
             yield Done(Reply(fixed, (), turn.withheld, verdicts, blocked=turn.blocked))
             return
-        answer = _Answer(deltas, self.moderator, self._check, trim=turn.plain is None)
+        attributor = self._attributor(turn)
+        # Where tokens are told one by one, the text is what they make.
+        rewrite = attributor.corrected if attributor and turn.generation.logprobs is None else None
+        answer = _Answer(deltas, self.moderator, self._check, turn.plain is None, rewrite)
         yield from answer.events()
         if answer.verdict:
             verdicts["output"] = answer.verdict
         yield from _notices("the answer", answer.verdict)
         usage = answer.last.usage or NO_USAGE
         reason = answer.last.finish_reason or "stop"
-        yield Done(Reply(answer.text, turn.sources, turn.withheld, verdicts, usage, reason, answer.blocked))
+        supported = attributor.attribute(answer.text) if attributor and not answer.blocked else ()
+        yield Done(Reply(answer.text, turn.sources, turn.withheld, verdicts, usage, reason, answer.blocked, supported))
+
+    def _attributor(self, turn: Turn) -> Attributor | None:
+        """What compares the answer with the passages, where there are any."""
+        if not (self.attribution and turn.sources):
+            return None
+        encoder: Encoder | None = getattr(self.retriever, "encoder", None)
+        return Attributor([hit.passage for hit in turn.sources], encoder.encode if encoder else None)
 
     def reply(self, conversation: Conversation) -> Reply:
         """The whole answer at once; the same text as the stream's."""
@@ -248,14 +265,23 @@ class Bot:
 
 
 class _Answer:
-    """One answer on its way out: collects the text, and lets nothing pass that moderation may still block."""
+    """One answer on its way out: collects the text, and lets nothing pass that moderation may still block. `rewrite`
+    corrects the citations of a sentence."""
 
-    def __init__(self, deltas: Iterator[Delta], moderator: Moderator | None, check: Check, trim: bool) -> None:
+    def __init__(
+        self,
+        deltas: Iterator[Delta],
+        moderator: Moderator | None,
+        check: Check,
+        trim: bool,
+        rewrite: Callable[[str], str] | None,
+    ) -> None:
         self.text = ""
         self.last = Delta("")
         self.verdict: Verdict | None = None
         self.blocked = False
         self._deltas, self._moderator, self._check, self._trim = deltas, moderator, check, trim
+        self._rewrite = rewrite
 
     def events(self) -> Iterator[Text]:
         """The text that may be shown."""
@@ -284,6 +310,10 @@ class _Answer:
             yield from self._pass(iter([piece]))
 
     def _pieces(self) -> Iterator[str]:
+        """The text as it may stay, not yet judged."""
+        return rewrite_cited(self._said(), self._rewrite) if self._rewrite else self._said()
+
+    def _said(self) -> Iterator[str]:
         """Non-empty text; when trimming, without the white space that many templates leave before an answer."""
         started = not self._trim
         for delta in self._deltas:

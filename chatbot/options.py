@@ -60,6 +60,7 @@ _DOCUMENTS = (
     click.option("--expand", type=click.IntRange(min=0), default=0, help="Neighbours shown with a passage, each side."),
     click.option("--rerank", metavar="MODEL", help="Cross-encoder that orders the best hits anew."),
     click.option("--rewrite/--no-rewrite", default=False, help="Search for follow-ups as the model rewrites them."),
+    click.option("--attribution/--no-attribution", default=True, help="Compare each sentence with the passages."),
     click.option("--layout", default="latest", help="Passages in the latest turn only, or kept in all."),
 )
 _PROMPT = (

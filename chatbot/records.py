@@ -4,6 +4,9 @@ A line of the feedback file is the whole exchange, so that each can be read alon
 rates it, then says why, or thinks better of it, or corrects it, leaves several lines with one id, of which the last
 holds. So a reader keeps the last of each: `{line["id"]: line for line in lines}`. Answers to one request (`n`) have
 different ids, and so has a text that was put in an answer's place, and was then rated itself.
+
+An answer that was asked for in another's place is a line too, of rating `regenerate`; it and all later lines of its id
+say what was `replaced`. `tools/feedback.py review` adds lines with `reviewed`, and the rating `drop`.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from chatbot.conversation import Conversation, verdict_records
-from chatbot.core import Bot, Reply
+from chatbot.conversation import verdict_records
+from chatbot.core import Bot, Reply, Turn
 from chatbot.engines.base import Generation
 from retrieval.types import Hit
 
@@ -31,10 +34,17 @@ def hit_record(hit: Hit) -> dict[str, Any]:
 
 def evidence(reply: Reply, notices: list[str]) -> dict[str, Any]:
     """What stands behind an answer: its sources, passages that were found and kept from the model, what was left out or
-    flagged, and what moderation said."""
+    flagged, what moderation said, and which sources support each of its sentences."""
     verdicts = verdict_records(reply.verdicts.items())
     withheld = [hit_record(hit) for hit in reply.withheld]
-    return {"sources": source_records(reply), "withheld": withheld, "notices": notices, "verdicts": verdicts}
+    attribution = [asdict(each) | {"supported": each.supported} for each in reply.attribution]
+    return {
+        "sources": source_records(reply),
+        "withheld": withheld,
+        "notices": notices,
+        "verdicts": verdicts,
+        "attribution": attribution,
+    }
 
 
 def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, Any]:
@@ -48,6 +58,7 @@ def reply_record(question: str, reply: Reply, notices: list[str]) -> dict[str, A
         "finish_reason": reply.finish_reason,
         "blocked": reply.blocked,
         "verdicts": behind["verdicts"],
+        "attribution": behind["attribution"],
         "notices": behind["notices"],
         "usage": asdict(reply.usage),
     }
@@ -66,23 +77,29 @@ def feedback_record(
     rating: str,
     reason: str,
     edit: str | None,
-    conversation: Conversation,
+    turn: Turn,
     reply: Reply,
     seen: str | None,
     about: Mapping[str, Any],
+    replaced: str | None = None,
 ) -> dict[str, Any]:
     """A rated exchange, a line of the feedback file. `id_`: of the answer; `edit`: what the answer should have been;
-    `seen`: the prompt as the model saw it, where it was asked; `about`: the model and the settings that answered."""
+    `seen`: the prompt as the model saw it, where it was asked; `about`: the model and the settings that answered;
+    `replaced`: the answer in whose place this one was asked for."""
     return {
         "id": id_,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rating": rating,
         "reason": reason,
-        "messages": conversation.to_dicts(),
+        "messages": turn.conversation.to_dicts(),
         "passages": [asdict(hit.passage) | {"score": hit.score} for hit in reply.sources],
         "verdicts": verdict_records(reply.verdicts.items()),
         "answer": reply.text,
+        "finish_reason": reply.finish_reason,
         "edit": edit,
+        "replaced": replaced,
         "prompt": seen,
+        # The same before the model's template: what another model can be trained on.
+        "prompt_messages": turn.prompt.conversation.to_dicts() if turn.prompt else None,
         **about,
     }

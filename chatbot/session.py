@@ -20,7 +20,7 @@ from chatbot.records import about, feedback_record
 from common.files import append_json_line, read_json, write_json
 from retrieval.types import Hit, Searcher
 
-Rating = Literal["good", "bad", "edit"]
+Rating = Literal["good", "bad", "edit", "regenerate"]
 # What a person sets for the answers; log-probabilities are asked for by programs, see chatbot/api.py.
 _GENERATION = tuple(field.name for field in fields(Generation) if field.name != "logprobs")
 
@@ -46,6 +46,7 @@ class Session:
         self.seen: str | None = None  # exactly what the model saw for it, where it was asked
         self._about: dict[str, Any] = {}  # the model and the settings that answered
         self._answer_id = ""  # what its ratings have in common
+        self._replaced: str | None = None  # the answer in whose place it was asked for
         self._retriever = bot.retriever
         self._pairs = _existing_pairs(files.pairs)
         # Conversations that --save keeps before the current one: those of earlier days, and those ended by a reset.
@@ -64,15 +65,17 @@ class Session:
         yield from self._run(self.bot, self.bot.prepare(earlier.add("user", text)))
 
     def regenerate(self) -> Iterator[Event]:
-        """Answer the newest user message again. Greedy decoding would repeat itself, so this samples."""
+        """Answer the newest user message again. Greedy decoding would repeat itself, so this samples. That another
+        answer was asked for is kept as feedback where a file is named."""
         place = self._last_question()
         bot = self.bot
         if bot.generation.greedy:
             temperature = bot.generation.temperature or Generation.temperature
             bot = replace(bot, generation=replace(bot.generation, sample=True, temperature=temperature))
             yield Notice(f"sampling at temperature {temperature:g}, since greedy decoding would repeat the answer")
-        asked = self.conversation.messages[place]
-        yield from self._run(bot, bot.prepare(self.conversation.upto(place).add("user", asked.content)))
+        asked, *answers = self.conversation.messages[place:]
+        turn = bot.prepare(self.conversation.upto(place).add("user", asked.content))
+        yield from self._run(bot, turn, answers[0].content if answers else None)
 
     def raw_say(self, text: str) -> Iterator[Event]:
         """Continue `text` as it is: no template, no history, no documents. It stands outside the conversation."""
@@ -86,7 +89,7 @@ class Session:
         lead += [f"{asked} {answered}" for asked, answered in zip(contents[::2], contents[1::2], strict=True)]
         yield from self.raw_say("\n\n".join([*lead, text]))
 
-    def _run(self, bot: Bot, turn: Turn) -> Iterator[Event]:
+    def _run(self, bot: Bot, turn: Turn, replaced: str | None = None) -> Iterator[Event]:
         said = ""
         reply: Reply | None = None
         events = bot.stream(turn)
@@ -99,7 +102,8 @@ class Session:
                 yield event
         finally:
             # Also runs when the user stops the answer: what was said until then stays in the conversation.
-            self.turn, self.reply = turn, reply or Reply(said, turn.sources, turn.withheld, blocked=turn.blocked)
+            cut = Reply(said, turn.sources, turn.withheld, finish_reason="length", blocked=turn.blocked)
+            self.turn, self.reply, self._replaced = turn, reply or cut, replaced
             self.seen = turn.plain
             if turn.prompt is not None:
                 self.seen = bot.model.render(turn.prompt.conversation)
@@ -121,6 +125,8 @@ class Session:
         if self.files.pairs and self.seen is not None:
             self._pairs.append([self.seen, reply.text])
             write_json(self.files.pairs, self._pairs)
+        if self.files.feedback and self._replaced not in (None, reply.text):
+            self.rate("regenerate")
 
     def _autosave(self) -> None:
         if self.files.save:
@@ -158,8 +164,9 @@ class Session:
             raise ValueError("no feedback file; start with --feedback FILE")
         if self.turn is None or self.reply is None or not self.reply.text:
             raise ValueError("there is no answer to rate yet")
-        said = self.turn.conversation
-        record = feedback_record(self._answer_id, rating, reason, edit, said, self.reply, self.seen, self._about)
+        record = feedback_record(
+            self._answer_id, rating, reason, edit, self.turn, self.reply, self.seen, self._about, self._replaced
+        )
         append_json_line(self.files.feedback, record)
         return self.files.feedback
 
@@ -193,8 +200,9 @@ class Session:
             self.rate("edit", edit=text)
         self.conversation = self.conversation.with_last(content=text)
         if self.reply is not None:
-            self.reply = replace(self.reply, text=text)  # a rating from now on is of the new text,
-            self._answer_id = _new_id()  # which is another answer
+            # A rating from now on is of the new text, which is another answer, and whole.
+            self.reply = replace(self.reply, text=text, finish_reason="stop", attribution=())
+            self._answer_id, self._replaced = _new_id(), None
         self._autosave()
 
     def set_system(self, text: str) -> None:

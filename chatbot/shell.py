@@ -6,12 +6,14 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from chatbot.core import Done, Event, Notice, Text
+from chatbot.core import Done, Event, Notice, Reply, Text
 from chatbot.engines.base import ChatModel
 from chatbot.session import Session
 from chatbot.terminal import Keyboard, Screen
 from common.files import expand
 from retrieval.types import Hit, Passage, Searcher
+
+MAX_SHOWN = 80  # characters of a sentence
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Shell:
             "/save": Command("/save FILE", "write the conversation as JSON Lines", self._save),
             "/load": Command("/load FILE", "go on with a saved conversation", self._load),
             "/undo": Command("/undo", "take back your last message and its answer", self._undo),
-            "/regenerate": Command("/regenerate", "another answer to your last message", self._regenerate),
+            "/regenerate": Command("/regenerate", "another answer to your last message (kept too)", self._regenerate),
             "/edit": Command("/edit [TEXT]", "correct the last answer (kept as feedback)", self._edit),
             "/retrieval": Command("/retrieval on|off", "answer from the documents, or not", self._retrieval),
             "/model": Command("/model [NAME]", "show the model, or load another", self._model),
@@ -124,6 +126,8 @@ class Shell:
                 self._finish(event)
 
     def _finish(self, done: Done) -> None:
+        if unsupported := unsupported_line(done.reply):
+            self.screen.remark(unsupported)
         for number, hit in enumerate(done.reply.sources, start=1):
             self.screen.remark(source_line(number, hit.passage))
         for hit in done.reply.withheld:
@@ -249,6 +253,16 @@ class Shell:
     def _quit(self, _: str) -> None:
         self._quitting = True
         raise EOFError
+
+
+def unsupported_line(reply: Reply) -> str:
+    """`? 1 of 3 sentences unsupported: "..." (why)`, of the first of them; '' where there is none."""
+    wanting = [each for each in reply.attribution if not each.supported]
+    if not wanting:
+        return ""
+    first = wanting[0].text if len(wanting[0].text) <= MAX_SHOWN else f"{wanting[0].text[: MAX_SHOWN - 1]}…"
+    counted = f"{len(wanting)} of {len(reply.attribution)} sentences unsupported"
+    return f'? {counted}: "{first}" ({wanting[0].reason})'
 
 
 def source_line(number: int, passage: Passage) -> str:

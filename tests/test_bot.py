@@ -119,7 +119,7 @@ def test_an_off_topic_question_is_refused_in_the_middle_of_a_conversation_too(re
 def test_json_is_one_object_a_line(as_json):
     asked = [question for question in QUESTIONS if question != "reset"]
     assert [each["question"] for each in as_json] == asked
-    keys = "question answer sources withheld finish_reason blocked verdicts notices usage".split()  # noqa: SIM905
+    keys = "question answer sources withheld finish_reason blocked verdicts attribution notices usage".split()  # noqa: SIM905
     for each in as_json:
         assert list(each) == keys
         assert each["answer"]

@@ -25,6 +25,7 @@ from common.files import check_can_write, expand, json_text, write_json
 from tools.evaluation.commands import FOLDER, ece, reward, win_rate
 from tools.evaluation.generation import generate, read_prompts
 from tools.evaluation.perplexity import KINDS, Perplexity, open_model, perplexity
+from tools.evaluation.rag import rag
 from tools.evaluation.report import write_report
 from tools.evaluation.resuming import NOT_IN_SETTINGS, done_rows
 from tools.evaluation.sharing import generate_shared
@@ -164,7 +165,7 @@ def generate_(
     click.echo(f"{target}: {total:,} answers", err=True)
 
 
-for each in (reward, ece, win_rate):
+for each in (reward, ece, win_rate, rag):
     cli.add_command(each)
 
 if __name__ == "__main__":

@@ -49,6 +49,21 @@ class Source(FoundPassage):
     number: int
 
 
+class AttributedSentence(_Answer):
+    """A sentence of the answer, `start` to `end` in characters (of Unicode). `passages`: the numbers of the sources
+    that support it, best first; where none does, `reason` says why. `score`: 0 to 1, higher is better; `cited`: what it
+    cites itself."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+    supported: bool
+    passages: list[int]
+    reason: str
+    cited: list[int]
+
+
 class CachedTokens(_Answer):
     """Of the prompt's tokens, those that were in the key-value cache."""
 
@@ -118,6 +133,7 @@ class ChatCompletion(_Answer):
     withheld: list[FoundPassage]
     notices: list[str]
     verdicts: dict[Direction, Verdict]
+    attribution: list[AttributedSentence]
 
 
 class Delta(_Answer):
@@ -150,6 +166,7 @@ class ChatCompletionChunk(_Answer):
     withheld: list[FoundPassage] | None = None
     notices: list[str] | None = None
     verdicts: dict[Direction, Verdict] | None = None
+    attribution: list[AttributedSentence] | None = None
 
 
 # Plain completions ----------------------------------------------------------------------------------------------------
@@ -284,7 +301,7 @@ class FeedbackKept(_Answer):
 
     object: Literal["feedback"]
     id: str
-    rating: Literal["good", "bad", "edit"]
+    rating: Literal["good", "bad", "edit", "regenerate"]
 
 
 class Model(_Answer):

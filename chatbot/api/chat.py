@@ -1,7 +1,8 @@
 """POST /v1/chat/completions: a conversation in, an answer out, whole or in pieces.
 
-An answer has four fields more than OpenAI's: `sources`, the passages it was made from; `withheld`, passages that were
-found and kept from the model; `notices`, what was left out or flagged; and `verdicts`, what moderation said.
+An answer has five fields more than OpenAI's: `sources`, the passages it was made from; `withheld`, passages that were
+found and kept from the model; `notices`, what was left out or flagged; `verdicts`, what moderation said; and
+`attribution`, which sources support each sentence (of the answer whose verdicts are told, where there are several).
 """
 
 from __future__ import annotations

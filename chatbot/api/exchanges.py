@@ -15,12 +15,14 @@ NUM_CHARACTERS = 16_000_000
 
 @dataclass
 class Exchange:
-    """A question as prepared, its answers by number of choice, and what gave them."""
+    """A question as prepared, its answers by number of choice, and what gave them. `replaced`: the answer in
+    whose place the first one was asked for, once that was said."""
 
     caller: str
     turn: Turn
     about: dict[str, Any]
     replies: dict[int, Reply] = field(default_factory=dict)
+    replaced: str | None = None
 
     @property
     def num_characters(self) -> int:

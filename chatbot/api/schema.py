@@ -242,10 +242,11 @@ class FeedbackRequest(_Exact):
     """POST /v1/feedback."""
 
     id: Str
-    rating: Literal["good", "bad", "edit"]
+    rating: Literal["good", "bad", "edit", "regenerate"]
     reason: Str | None = None
     edit: Str | None = Field(None, description="What the answer should have been, for rating=edit.")
     choice: int | None = Field(None, ge=0, description="The number of the choice, where there were several.")
+    replaces: Str | None = Field(None, description="The id of the answer that it replaces, for rating=regenerate.")
 
 
 class ErrorDetail(BaseModel):

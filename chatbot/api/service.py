@@ -156,6 +156,7 @@ class _Guarded:
 
     def __init__(self, name: str, searcher: Searcher) -> None:
         self._name, self._searcher = name, searcher
+        self.encoder: Encoder | None = getattr(searcher, "encoder", None)
 
     @property
     def floor(self) -> float:

@@ -59,6 +59,16 @@ class Recorder(EchoModel):
         yield from super().stream(conversation, generation)
 
 
+class Counting(EchoModel):
+    """Gives another answer each time."""
+
+    num = 0
+
+    def stream(self, conversation: Conversation, generation: Generation) -> Iterator[Delta]:
+        self.num += 1
+        yield Delta(f"answer {self.num}", "stop", Usage(1, 1))
+
+
 class Failing(EchoModel):
     """Breaks off before its first word when the newest message is `fail`."""
 
@@ -308,8 +318,11 @@ def test_a_rating_is_a_whole_record(files: Files) -> None:
         ],
         "verdicts": {},
         "answer": answer,
+        "finish_reason": "stop",
         "edit": None,
+        "replaced": None,
         "prompt": f"system: Be brief.\nuser: {answer}\nassistant:",
+        "prompt_messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": answer}],
         "model": "echo",
     }
     assert (settings["seed"], settings["k"], settings["system"], settings["max_tokens"]) == (7, 2, "Be brief.", 256)
@@ -331,7 +344,7 @@ def test_ratings_of_one_answer_have_one_id_and_the_last_holds(files: Files) -> N
     session.rate("bad", "dull")
     say(session, "two")
     session.rate("good")
-    for _ in session.regenerate():
+    for _ in session.regenerate():  # the echo gives the same answer, which replaces nothing
         pass
     session.rate("bad")
     session.edit("2")
@@ -343,6 +356,54 @@ def test_ratings_of_one_answer_have_one_id_and_the_last_holds(files: Files) -> N
     lasting = {record["id"]: record for record in records(files)}
     found = [(record["rating"], record["reason"], record["edit"]) for record in lasting.values()]
     assert found == [("bad", "dull", None), ("good", "", None), ("edit", "", "2"), ("good", "", None)]
+
+
+def test_an_answer_in_anothers_place_is_kept_with_what_it_replaced(files: Files) -> None:
+    session = make(files, model=Counting())
+    say(session, "one")
+    list(session.regenerate())
+    session.rate("bad")
+    list(session.regenerate())
+    session.edit("better")
+    session.rate("good")
+    list(session.regenerate())
+    say(session, "two")
+    session.rate("good")
+    kept = [(each["rating"], each["replaced"], each["answer"], each["edit"]) for each in records(files)]
+    assert kept == [
+        ("regenerate", "answer 1", "answer 2", None),
+        ("bad", "answer 1", "answer 2", None),
+        ("regenerate", "answer 2", "answer 3", None),
+        ("edit", "answer 2", "answer 3", "better"),
+        ("good", None, "better", None),
+        ("regenerate", "better", "answer 4", None),
+        ("good", None, "answer 5", None),
+    ]
+    ids = [each["id"] for each in records(files)]
+    assert [ids[0] == ids[1], ids[2] == ids[3], len(set(ids))] == [True, True, 5]
+    assert all(each["messages"] == [{"role": "user", "content": "one"}] for each in records(files)[:-1])
+
+
+def test_an_answer_that_was_stopped_is_kept_as_cut_off(files: Files) -> None:
+    session = make(files)
+    events = session.ask("one two three")
+    next(events)
+    events.close()  # type: ignore[attr-defined]  # a generator
+    session.rate("good")
+    session.edit("one and all")
+    session.rate("good")
+    assert [(each["answer"], each["finish_reason"]) for each in records(files)] == [
+        ("one", "length"),
+        ("one", "length"),
+        ("one and all", "stop"),
+    ]
+
+
+def test_without_a_file_another_answer_is_kept_nowhere() -> None:
+    session = make(model=Counting())
+    say(session, "one")
+    list(session.regenerate())
+    assert contents(session) == ["one", "answer 2"]
 
 
 def test_an_answer_that_no_model_gave_has_no_prompt(files: Files) -> None:

@@ -129,7 +129,7 @@ def _start(overrides: Sequence[str], processes: int, errors: Any) -> list[subpro
 
 
 def _watch(started: Sequence[subprocess.Popen[bytes]], metrics: Path) -> tuple[list[Mark], list[int]]:
-    """After each step that is logged, the time and the CPU seconds of each process; and their peaks of memory, bytes."""
+    """After each logged step, the time and the CPU seconds of each process; and their peaks of memory, in bytes."""
     marks: list[Mark] = []
     peaks = [0] * len(started)
     while started[0].poll() is None:

@@ -135,7 +135,10 @@ def _chatllama(row: ChatRow | RankedRow) -> Fields:
 def _preference(row: PreferenceRow) -> Fields:
     prompt = {} if row.prompt is None else {"prompt": prompt_value(row.prompt)}
     margin = {} if row.margin is None else {"margin": row.margin}
-    return {**prompt, "chosen": row.chosen, "rejected": row.rejected, **margin}
+    answers: Fields = {"chosen": row.chosen, "rejected": row.rejected}
+    if row.prompt is not None and any(map(is_list, answers.values())):  # text that would be read as messages
+        answers = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+    return {**prompt, **answers, **margin}
 
 
 def _shp(row: PreferenceRow) -> Fields:

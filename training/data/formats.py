@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatbot.conversation import Conversation
+from training.data.converting import LeftOut
 from training.data.rows import (
     ChatRow,
     LabelledRow,
@@ -219,13 +220,20 @@ def _prompt_alone(row: Fields) -> Row:
 
 
 def _feedback(row: Fields) -> Row:
-    """An edit is better than the answer that it replaced; without one an answer is good or bad."""
-    prompt, answer = from_dicts(list_of(row, "messages")), text_of(row, "answer")
+    """An edit is better than the answer that it replaced, and so is an answer that was asked for in another's place;
+    without either an answer is good or bad."""
+    # As the model was asked, passages included, where that is known.
+    said = "prompt_messages" if row.get("prompt_messages") else "messages"
+    prompt, answer = from_dicts(list_of(row, said)), text_of(row, "answer")
     edit, rating = row.get("edit"), row.get("rating")
     if rating == "edit" and text_of(row, "edit") != answer:
         return PreferenceRow(prompt, checked_text(edit, "'edit'"), answer)
+    if rating == "regenerate":
+        return PreferenceRow(prompt, answer, text_of(row, "replaced"))
+    if rating == "drop":
+        raise LeftOut("dropped in review")
     if rating not in ("good", "bad", "edit"):
-        raise ValueError(f"'rating' must be good, bad or edit, not {rating!r}")
+        raise ValueError(f"'rating' must be good, bad, edit, regenerate or drop, not {rating!r}")
     return RatedRow(prompt, answer, rating != "bad")
 
 

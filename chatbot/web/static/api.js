@@ -2,6 +2,7 @@
 
 import { EventReader } from "./events.js";
 
+const LISTS = ["sources", "withheld", "notices", "attribution"]; // beside an answer
 const API_KEY = "parley.key"; // sessionStorage: forgotten when the tab is closed
 
 /**
@@ -46,15 +47,16 @@ export async function sendFeedback(feedback) {
 
 /**
  * Asks, and calls `onText` with each piece of the answer. Returns what came beside the text:
- * {id, model, finish, usage, sources, withheld, notices, verdicts}. `onStart` is told the answer's id and model as soon
- * as they are known. Aborting `signal` rejects with the browser's AbortError.
+ * {id, model, finish, usage, sources, withheld, notices, verdicts, attribution}. `onStart` is told the answer's id and
+ * model as soon as they are known. Aborting `signal` rejects with the browser's AbortError.
  */
 export async function ask(request, { signal, onStart, onText }) {
   const response = await call("v1/chat/completions", { method: "POST", body: { ...request, stream: true }, signal });
   if (!(response.headers.get("Content-Type") ?? "").startsWith("text/event-stream")) {
     throw new ApiError("failed", "The server answered, but not with a stream of text. Is this Parley's own server?");
   }
-  const about = { id: "", model: "", finish: null, usage: null, sources: [], withheld: [], notices: [], verdicts: {} };
+  const about = { id: "", model: "", finish: null, usage: null, verdicts: {} };
+  for (const name of LISTS) about[name] = [];
   let done = false;
   for await (const data of events(response, signal)) {
     if (data === "[DONE]") {
@@ -71,7 +73,7 @@ export async function ask(request, { signal, onStart, onText }) {
     const choice = chunk.choices?.[0];
     if (choice?.delta?.content) onText(String(choice.delta.content));
     if (choice?.finish_reason) about.finish = String(choice.finish_reason);
-    for (const name of ["sources", "withheld", "notices"]) if (Array.isArray(chunk[name])) about[name] = chunk[name];
+    for (const name of LISTS) if (Array.isArray(chunk[name])) about[name] = chunk[name];
     if (chunk.usage) about.usage = chunk.usage;
     if (chunk.verdicts) about.verdicts = chunk.verdicts;
   }

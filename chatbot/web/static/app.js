@@ -1,7 +1,7 @@
 // The page at work: one chat on it, at most one answer under way. What things look like is in the other files.
 
-import { ApiError, aboutServer, ask } from "./api.js";
-import { canBeRated, isUnderWay, messagesFor, newChat, newExchange, titleOf, toRecord, unanswered } from "./chats.js";
+import { ApiError, aboutServer, ask, sendFeedback } from "./api.js";
+import { canBeRated, isBlocked, isUnderWay, messagesFor, newChat, newExchange, titleOf, toRecord, unanswered } from "./chats.js";
 import { Composer } from "./composer.js";
 import { askKey, askSettings, confirm } from "./dialogs.js";
 import { byId, el, icon } from "./dom.js";
@@ -97,13 +97,16 @@ class App {
   regenerate(exchange) {
     this.stop();
     const temperature = exchange.answer && exchange.state === "done" ? AGAIN : null;
+    // What the reader wrote is not the server's answer any more.
+    const replaces = canBeRated(exchange) && !exchange.edited && !isBlocked(exchange) ? exchange.id : null;
     Object.assign(exchange, unanswered());
     this.views.get(exchange).show();
     this.composer.focus();
-    this.run(exchange, temperature);
+    this.run(exchange, temperature, replaces);
   }
 
-  async run(exchange, temperature = null) {
+  /** `replaces`: the id of the answer in whose place another is asked for. */
+  async run(exchange, temperature = null, replaces = null) {
     const { chat } = this;
     const work = { stop: new AbortController() };
     this.underWay = work;
@@ -120,6 +123,7 @@ class App {
     if (this.runs.get(exchange) !== work) return; // stopped, since the question is being asked anew
     if (found instanceof Error) this.#fail(exchange, found, work.stop.signal.aborted);
     else Object.assign(exchange, found, { state: "done" });
+    if (replaces && canBeRated(exchange) && !isBlocked(exchange)) this.#recordReplaced(exchange.id, replaces);
     if (!this.deleted.has(chat)) this.save(chat);
     if (this.underWay === work) {
       this.underWay = null;
@@ -127,6 +131,13 @@ class App {
     }
     if (this.chat === chat) this.#end(exchange);
     if (exchange.problem?.kind === "key" && this.chat === chat) await this.#retryWithKey(exchange);
+  }
+
+  /** Quietly: nobody rated anything, so a server that keeps no ratings is no news. */
+  #recordReplaced(id, replaces) {
+    sendFeedback({ id, rating: "regenerate", replaces }).catch((error) => {
+      if (!(error instanceof ApiError)) reportError(error);
+    });
   }
 
   #request(exchange, temperature) {

@@ -21,7 +21,7 @@ export function newExchange(question) {
 export function unanswered() {
   return {
     ...{ answer: "", state: "waiting", problem: null, id: "", model: "", finish: null, usage: null },
-    ...{ sources: [], withheld: [], notices: [], verdicts: {}, rating: null, edited: false },
+    ...{ sources: [], withheld: [], notices: [], verdicts: {}, attribution: [], rating: null, edited: false },
   };
 }
 
@@ -92,6 +92,7 @@ function sound(saved) {
   }
   exchange.sources = exchange.sources.filter(isObject);
   exchange.withheld = exchange.withheld.filter(isObject);
+  exchange.attribution = exchange.attribution.filter(isObject);
   if (!STATES.includes(exchange.state)) exchange.state = "done";
   // Whoever was asking is gone: the page was closed or loaded again.
   if (isUnderWay(exchange)) exchange.state = exchange.answer ? "broken" : "failed";

@@ -1,6 +1,7 @@
 // One question and its answer on the page. Elements stay where they are while the answer grows, so that focus,
 // selection and screen readers keep their place.
 
+import { underline, unsupported } from "./attribution.js";
 import { canBeRated, isBlocked, isUnderWay } from "./chats.js";
 import { editor } from "./editor.js";
 import { attribute, el, icon, iconButton } from "./dom.js";
@@ -49,6 +50,7 @@ export class ExchangeView {
     const { sources, withheld, answer } = this.exchange;
     const found = sources.length + withheld.length > 0 ? new SourcesView(sources, withheld) : null;
     render(this.text, answer, (number) => found?.cite(number) ?? null);
+    underline(this.text, unsupported(this.exchange));
     const problem = problemOf(this.exchange);
     const notes = notesOn(this.exchange);
     const parts = [

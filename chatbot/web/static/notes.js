@@ -1,5 +1,6 @@
 // What the reader should know about an answer and that is not part of it, in plain words.
 
+import { unsupported } from "./attribution.js";
 import { isBlocked } from "./chats.js";
 import { el, icon } from "./dom.js";
 
@@ -21,6 +22,10 @@ export function notesOn(exchange) {
   }
   const others = notices.filter((notice) => !moderation.includes(notice));
   notes.push(...others.map((notice) => ({ tone: "plain", text: plainly(notice) })));
+  if (unsupported(exchange).length) {
+    const counted = `${unsupported(exchange).length} of ${exchange.attribution.length}`;
+    notes.push({ tone: "plain", text: `Underlined: ${counted} sentences, which the sources do not seem to support.` });
+  }
   if (exchange.state === "stopped") {
     const where = exchange.answer ? "You stopped the answer here." : "You stopped before it began.";
     notes.push({ tone: "plain", text: where });

@@ -287,6 +287,33 @@ def test_a_thumb_and_its_reason_have_one_id_and_the_last_holds(service):
     assert found == {one: ("bad", "dull", None), two: ("edit", "", "Better."), f"{one}#1": ("good", "", None)}
 
 
+def test_an_answer_in_anothers_place_says_so_in_all_its_lines(service):
+    one, two = (answered(service, "hello")["id"] for _ in range(2))
+    rate(service, id=two, rating="regenerate", replaces=one)
+    rate(service, id=two, rating="good")
+    rate(service, id=one, rating="bad")
+    lines = [json.loads(line) for line in service.feedback.read_text().splitlines()]
+    kept = [(line["id"], line["rating"], line["replaced"]) for line in lines]
+    assert kept == [(two, "regenerate", "hello"), (two, "good", "hello"), (one, "bad", None)]
+
+
+def test_what_an_answer_cannot_replace(service):
+    one, two, other = (answered(service, text, n=2)["id"] for text in ("hello", "hello", "hi"))
+    alices = answered(service, "hello", ALICE)["id"]
+    for wrong, problem in (
+        ({"rating": "regenerate"}, "it goes with rating=regenerate"),
+        ({"rating": "good", "replaces": one}, "it goes with rating=regenerate"),
+        ({"rating": "regenerate", "replaces": one, "choice": 1}, "with no choice"),
+        ({"rating": "regenerate", "replaces": other}, "an answer to something else"),
+        ({"rating": "regenerate", "replaces": alices}, "there is no answer"),
+        ({"rating": "regenerate", "replaces": "chatcmpl-nothing"}, "there is no answer"),
+    ):
+        with pytest.raises(ApiError, match=problem) as error:
+            rate(service, id=two, **wrong)
+        assert error.value.param == "replaces"
+    assert not service.feedback.exists()
+
+
 def test_nobody_rates_anothers_answer(service):
     mine = answered(service, "hello")["id"]
     with pytest.raises(ApiError) as anothers:

@@ -25,6 +25,7 @@ class Answer:
     withheld: list[JSON] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     verdicts: JSON = field(default_factory=dict)
+    attribution: list[JSON] = field(default_factory=list)
     finish: str = "stop"
     tokens: int = 7
     delay: float = 0.0
@@ -135,7 +136,9 @@ class FakeApi:
         if answer.error:
             yield f"data: {json.dumps(error_body(answer.error))}\n\n"
         elif not answer.cut:
-            behind = {name: getattr(answer, name) for name in ("sources", "withheld", "notices", "verdicts")}
+            behind = {
+                name: getattr(answer, name) for name in ("sources", "withheld", "notices", "verdicts", "attribution")
+            }
             yield chunk({}, answer.finish, **behind)
             usage = {"prompt_tokens": 9, "completion_tokens": answer.tokens, "total_tokens": 9 + answer.tokens}
             yield f"data: {json.dumps({'id': number, 'choices': [], 'usage': usage})}\n\n"

@@ -85,6 +85,8 @@ def test_another_answer_replaces_the_last_one(reader):
     assert contents(third) == contents(second) == ["first", "one", "second"]
     assert third["temperature"] > 0  # without chance it would be the same answer
     assert "temperature" not in second
+    reader.until(lambda: reader.api.feedback)
+    assert reader.api.feedback == [{"id": "chatcmpl-3", "rating": "regenerate", "replaces": "chatcmpl-2"}]
 
 
 def test_an_earlier_question_is_changed_and_what_followed_is_cut(reader):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatbot.conversation import Conversation, Message
+from training.data.converting import LeftOut
 from training.data.decoding import Raw
 from training.data.detection import detect_format
 from training.data.formats import FORMATS, find_format
@@ -167,8 +168,16 @@ def test_ratings_of_the_bot():
         ("edit", "r", RatedRow(talk("q"), "r", True)),
     ):
         assert parsed(FEEDBACK | {"rating": rating, "edit": edit}) == expected
-    with pytest.raises(ValueError, match="'rating' must be good, bad or edit, not 'meh'"):
+    with pytest.raises(ValueError, match="'rating' must be good, bad, edit, regenerate or drop, not 'meh'"):
         parsed(FEEDBACK | {"rating": "meh"})
+
+
+def test_answers_asked_for_anew_and_lines_of_a_review():
+    assert parsed(FEEDBACK | {"rating": "regenerate", "replaced": "s"}) == PreferenceRow(talk("q"), "r", "s")
+    asked = {"prompt_messages": turns("the passages, and q")}
+    assert parsed(FEEDBACK | {"rating": "good"} | asked) == RatedRow(talk("the passages, and q"), "r", True)
+    with pytest.raises(LeftOut, match="dropped in review"):
+        parsed(FEEDBACK | {"rating": "drop"})
 
 
 def test_what_is_wanted_decides_between_formats():

@@ -1,0 +1,1 @@
+"""What `tools/feedback.py` works with: reading logs, masking, making rows, reviewing."""
