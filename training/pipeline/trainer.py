@@ -7,6 +7,7 @@ pipeline are given the same rows. The weights of a checkpoint are a shard from e
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,7 @@ class PipelineTrainer(ParleyTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """What other trainers log, and the seconds that this process waited for checkpoints since the last line."""
-        if self._writing.waited:
+        if self._writing.waited > 1e-3:
             logs, self._writing.waited = {**logs, "save_wait_time": self._writing.waited}, 0.0
         super().log(logs, start_time)
 
@@ -103,6 +104,7 @@ class PipelineTrainer(ParleyTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         """What is small is written at once, the rest beside the next step."""
         self._writing.until_done()
+        began = time.perf_counter()
         name = self.save_checkpoint_name()
         made = self._begin_checkpoint(name)
         if not made.is_dir():
@@ -110,6 +112,7 @@ class PipelineTrainer(ParleyTrainer):
         self._save_states(made)
         commit = partial(self._commit, name) if self.args.should_save else lambda: None
         self._writing.begin(partial(self._write, made), commit)
+        self._writing.waited += time.perf_counter() - began
 
     def _write(self, made: Path) -> None:
         write_part(self.pipeline, made)
