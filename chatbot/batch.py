@@ -60,7 +60,7 @@ class Batch:
             return
         self._write(("" if self.stream else reply.text) + "\n")
         if unsupported := unsupported_line(reply):
-            self._write(unsupported + "\n")
+            click.echo(printable(unsupported), err=True)
         for number, hit in enumerate(reply.sources, start=1):
             self._write(source_line(number, hit.passage) + "\n")
         for hit in reply.withheld:

@@ -115,7 +115,7 @@ def test_a_completion_has_the_shape_of_openais_and_sources(server):
     status, body = server.post(model="parrot", say="When was the harbour bridge opened?")
     assert status == 200
     theirs = {"id", "object", "created", "model", "choices", "usage"}
-    assert set(body) == theirs | {"sources", "withheld", "notices", "verdicts"}
+    assert set(body) == theirs | {"sources", "withheld", "notices", "verdicts", "attribution"}
     assert body["id"].startswith("chatcmpl-")
     assert body["object"] == "chat.completion"
     assert abs(body["created"] - time.time()) < 60

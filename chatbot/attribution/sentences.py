@@ -14,7 +14,7 @@ _ABBREVIATION = re.compile(
     r"approx|vs|etc|al|fig|Fig|Gen|Col|Lt|Capt|Rev|Gov|Sen|Rep|Inc|Ltd|Co|Corp|Jan|Feb|Aug|Sept?|Oct|Nov|Dec)\.$"
 )
 _FENCE = "```"
-_OPEN = re.compile(r"\[[\d\s,;]*")  # what may still become a citation
+_OPEN = re.compile(r"(?:\[\d[\d\s,;]*\]\s*)*\[[\d\s,;]*")  # what may still become a citation, or one more
 _UNSURE = re.compile(r"\s*(?:\[|$)")  # from here on a sentence may change
 
 

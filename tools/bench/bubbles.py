@@ -1,6 +1,6 @@
 """How long the processes of a pipeline wait, schedule by schedule, beside what theory says.
 
-Run: python -m tools.bench.bubbles [--processes 4] [--micro-batches 8] [--unit 20]
+Run: python -m tools.bench.bubbles [--processes 4] [--micro-batches 8] [--unit 100]
 
 Stages sleep instead of computing, so that as many processes as you like run on a few cores: one unit forward, one for
 the gradients of what came in, one for those of the weights, shared by the stages of a process. The bubble is the share
@@ -42,7 +42,7 @@ WIDTH = 8
 @click.command(cls=OneLineCommand)
 @click.option("--processes", type=click.IntRange(2), default=4, show_default=True)
 @click.option("--micro-batches", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--unit", default=20.0, show_default=True, help="Milliseconds.")
+@click.option("--unit", default=100.0, show_default=True, help="Milliseconds.")
 @click.option("--rank", type=int, hidden=True)
 def cli(processes: int, micro_batches: int, unit: float, rank: int | None) -> None:
     """Print the bubble of each schedule beside theory."""
@@ -104,7 +104,7 @@ def _step_time(name: str, each: int, processes: int, micro_batches: int, unit: f
     hidden = torch.empty(1, WIDTH, device="meta")
     stages = [
         PipelineStage(
-            _sleeper(unit / each),
+            _sleeper(unit / each, first=number == 0),
             number,
             num_stages,
             torch.device("cpu"),
@@ -127,20 +127,22 @@ def _step_time(name: str, each: int, processes: int, micro_batches: int, unit: f
     return min(times)
 
 
-def _sleeper(seconds: float) -> Any:
-    """A stage that sleeps: forward, and backward for its input and for its weight apart."""
+def _sleeper(seconds: float, first: bool) -> Any:
+    """A stage that sleeps: forward, and backward for its input and for its weight apart; the first, whose input has no
+    gradient, as long for its weight."""
     import torch
     from torch import nn
 
     class Slow(torch.autograd.Function):
         @staticmethod
-        def forward(_: Any, x: Any) -> Any:
+        def forward(context: Any, x: Any, wait: float) -> Any:
+            context.wait = wait
             return x.clone()
 
         @staticmethod
-        def backward(_: Any, *gradients: Any) -> Any:
-            time.sleep(seconds)
-            return gradients[0]
+        def backward(context: Any, *gradients: Any) -> Any:
+            time.sleep(context.wait)
+            return gradients[0], None
 
     class Sleeper(nn.Module):
         def __init__(self) -> None:
@@ -150,7 +152,7 @@ def _sleeper(seconds: float) -> Any:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             time.sleep(seconds)
             slow: Any = Slow.apply
-            made: torch.Tensor = (slow(x) * slow(self.weight)).clone()
+            made: torch.Tensor = (slow(x, seconds) * slow(self.weight, (1 + first) * seconds)).clone()
             return made
 
     return Sleeper()

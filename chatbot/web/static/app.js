@@ -1,20 +1,18 @@
 // The page at work: one chat on it, at most one answer under way. What things look like is in the other files.
 
-import { ApiError, aboutServer, ask, sendFeedback } from "./api.js";
-import { canBeRated, isBlocked, isUnderWay, messagesFor, newChat, newExchange, titleOf, toRecord, unanswered } from "./chats.js";
+import { ApiError, aboutServer, ask } from "./api.js";
+import { canBeRated, isUnderWay, messagesFor, newChat, newExchange, titleOf, toRecord, unanswered } from "./chats.js";
 import { Composer } from "./composer.js";
 import { askKey, askSettings, confirm } from "./dialogs.js";
 import { byId, el, icon } from "./dom.js";
-import { ExchangeView, spoken } from "./exchange.js";
-import { record } from "./feedback.js";
+import { AGAIN, ExchangeView, spoken } from "./exchange.js";
+import { record, recordReplaced, replaceable } from "./feedback.js";
 import { copyText, download } from "./files.js";
 import { announce, say } from "./reader.js";
 import { Follower } from "./scroll.js";
 import { Sidebar } from "./sidebar.js";
 import * as storage from "./storage.js";
 import { setUpTheme } from "./themes.js";
-
-const AGAIN = 0.8; // the temperature of another answer: without chance it would be the same one
 
 class App {
   chat = newChat();
@@ -97,15 +95,13 @@ class App {
   regenerate(exchange) {
     this.stop();
     const temperature = exchange.answer && exchange.state === "done" ? AGAIN : null;
-    // What the reader wrote is not the server's answer any more.
-    const replaces = canBeRated(exchange) && !exchange.edited && !isBlocked(exchange) ? exchange.id : null;
+    const replaces = replaceable(exchange);
     Object.assign(exchange, unanswered());
     this.views.get(exchange).show();
     this.composer.focus();
     this.run(exchange, temperature, replaces);
   }
 
-  /** `replaces`: the id of the answer in whose place another is asked for. */
   async run(exchange, temperature = null, replaces = null) {
     const { chat } = this;
     const work = { stop: new AbortController() };
@@ -123,7 +119,7 @@ class App {
     if (this.runs.get(exchange) !== work) return; // stopped, since the question is being asked anew
     if (found instanceof Error) this.#fail(exchange, found, work.stop.signal.aborted);
     else Object.assign(exchange, found, { state: "done" });
-    if (replaces && canBeRated(exchange) && !isBlocked(exchange)) this.#recordReplaced(exchange.id, replaces);
+    if (replaces) recordReplaced(exchange, replaces);
     if (!this.deleted.has(chat)) this.save(chat);
     if (this.underWay === work) {
       this.underWay = null;
@@ -131,13 +127,6 @@ class App {
     }
     if (this.chat === chat) this.#end(exchange);
     if (exchange.problem?.kind === "key" && this.chat === chat) await this.#retryWithKey(exchange);
-  }
-
-  /** Quietly: nobody rated anything, so a server that keeps no ratings is no news. */
-  #recordReplaced(id, replaces) {
-    sendFeedback({ id, rating: "regenerate", replaces }).catch((error) => {
-      if (!(error instanceof ApiError)) reportError(error);
-    });
   }
 
   #request(exchange, temperature) {

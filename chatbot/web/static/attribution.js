@@ -17,7 +17,8 @@ export function underline(container, sentences) {
   for (const { node, start, end, sentence } of places.reverse()) {
     const part = nodes[node].splitText(start);
     part.splitText(end - start);
-    const span = el("span", { class: "unsupported", title: `Not supported by the sources: ${sentences[sentence].reason}` });
+    const title = `Not supported by the sources: ${sentences[sentence].reason}`;
+    const span = el("span", { class: "unsupported", title });
     part.replaceWith(span);
     span.append(part);
   }
@@ -26,12 +27,14 @@ export function underline(container, sentences) {
 function textNodes(container) {
   const found = [];
   const walker = document.createTreeWalker(container, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) if (!walker.currentNode.parentElement.closest(".citations, pre")) found.push(walker.currentNode);
+  while (walker.nextNode()) {
+    if (!walker.currentNode.parentElement.closest(".citations, pre")) found.push(walker.currentNode);
+  }
   return found;
 }
 
-/** Where sentences stand in a row of texts, by their letters and digits: [{node, start, end, sentence}], a range for each
- * text that a sentence is part of. One that is not found has none. */
+/** Where sentences stand in a row of texts, by their letters and digits: [{node, start, end, sentence}], a range for
+ * each text that a sentence is part of. One that is not found has none. */
 export function rangesOf(texts, sentences) {
   const letters = texts.flatMap((text, node) => lettersOf(text).map((each) => ({ ...each, node })));
   const all = letters.map((each) => each.letter);

@@ -10,6 +10,8 @@ import { render } from "./markdown.js";
 import { noteLists, notesOn, problemOf } from "./notes.js";
 import { SourcesView } from "./sources.js";
 
+export const AGAIN = 0.8; // the temperature of another answer: without chance it would be the same one
+
 /**
  * `actions`: askAgain(exchange, question) with another question, regenerate(exchange), editAnswer(exchange, text),
  * save(), copy(text), say(text, tone), focusComposer().

@@ -1,6 +1,7 @@
 // Thumbs up and down under an answer, and why, if the reader wants to say.
 
-import { sendFeedback } from "./api.js";
+import { ApiError, sendFeedback } from "./api.js";
+import { canBeRated, isBlocked } from "./chats.js";
 import { attribute, el, iconButton } from "./dom.js";
 
 const LABELS = { good: "Good answer", bad: "Bad answer" };
@@ -78,5 +79,20 @@ export async function record(exchange, feedback, say) {
   } catch (error) {
     say(`Not recorded. ${error.message}`, "warn");
     return false;
+  }
+}
+
+/** The id of an answer in whose place another may be asked for; null where it is not the server's any more. */
+export function replaceable(exchange) {
+  return canBeRated(exchange) && !exchange.edited && !isBlocked(exchange) ? exchange.id : null;
+}
+
+/** Quietly: nobody rated anything, so a server that keeps no ratings is no news. */
+export async function recordReplaced(exchange, replaces) {
+  if (!canBeRated(exchange) || isBlocked(exchange)) return;
+  try {
+    await sendFeedback({ id: exchange.id, rating: "regenerate", replaces });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
   }
 }
