@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from two_processes import run_on_two
 
 from tools.convert_checkpoint import cli, convert, convert_adapter, find_checkpoint
 from tools.merge_lora import merge
@@ -60,24 +60,7 @@ def sharded(tiny_chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for kind in ("llama", "tied", "neox"):
         save_model(folder / kind, kind, tiny_chat_model)
         under_own_names(folder / kind, folder / "own" / kind)
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = str(opened.getsockname()[1])
-    common = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, str(Path(__file__).with_name("sharding_cases.py")), str(folder)]
-    runs = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [run.communicate(timeout=200)[1] for run in runs]
-    finally:
-        for run in runs:
-            run.kill()
-            run.wait()
-    assert [run.returncode for run in runs] == [0, 0], "\n".join(errors)
-    return folder
+    return run_on_two(Path(__file__).with_name("sharding_cases.py"), folder)
 
 
 def tensors_in(folder: Path) -> dict[str, Any]:

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +22,7 @@ from typing import Any
 import click
 
 from common.cli import OneLineCommand
+from tools.bench.contenders import measured
 
 LR, SEED = 1e-5, 42
 _CHARACTERS = 900  # of a text of the documentation, when there is no other data
@@ -66,23 +64,14 @@ def cli(
 
 
 def _compare(method: str, overrides: Sequence[str], rows: Path) -> None:
-    dumped = _measured("rows", rows, overrides)
-    ours, theirs = (_measured(name, rows, overrides) for name in ("parley", "trl"))
+    dumped = measured("tools.bench.align", "rows", rows, overrides)
+    ours, theirs = (measured("tools.bench.align", name, rows, overrides) for name in ("parley", "trl"))
     click.echo(f"{method}: {dumped['tokens']:,} tokens a step, {dumped['with_loss']:,} of them in answers")
     for name, found in (("  trl", theirs), ("  parley", ours)):
         losses = " ".join(f"{loss:.4f}" for loss in found["losses"][:3])
         click.echo(f"{name:<18}{found['wall']:>9.2f}{found['cpu']:>9.2f}{found['memory']:>10.2f}  {losses}")
     ratios = [ours[key] / theirs[key] for key in ("wall", "cpu", "memory")]
     click.echo(f"{'  parley / trl':<18}{ratios[0]:>9.2f}{ratios[1]:>9.2f}{ratios[2]:>10.2f}")
-
-
-def _measured(name: str, rows: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tools.bench.align", "--contender", name, str(rows), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PARLEY_DEBUG": "1"})
-    if done.returncode:
-        raise ValueError(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 # Contenders -----------------------------------------------------------------------------------------------------------

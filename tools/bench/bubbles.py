@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import click
 
 from common.cli import OneLineCommand
+from tools.launching import environments
 from training.pipeline.schedules import SCHEDULES, check_fits, find_schedule
 
 CASES = (
@@ -49,16 +49,12 @@ def cli(processes: int, micro_batches: int, unit: float, rank: int | None) -> No
     if rank is not None:
         _measure(processes, micro_batches, unit / 1000)
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tools.bench.bubbles", f"--processes={processes}", f"--unit={unit}"]
     command += [f"--micro-batches={micro_batches}"]
     started = [
-        subprocess.Popen([*command, f"--rank={number}"], env={**common, "RANK": str(number)}, stdout=subprocess.PIPE)
-        for number in range(processes)
+        subprocess.Popen([*command, f"--rank={own['RANK']}"], env=common | own, stdout=subprocess.PIPE)
+        for own in environments(processes)
     ]
     told = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from typing import Any
 import click
 
 from common.cli import OneLineCommand
+from tools.launching import environments
+from tools.torture.resumes import tiny_model
 from training.tracking.throughput import peak_memory
 
 ROWS, TOKENS = 2, 256
@@ -107,23 +108,18 @@ def _estimated(overrides: Sequence[str], processes: int) -> tuple[list[float], f
 
 def _measured(overrides: Sequence[str], processes: int) -> list[dict[str, float]]:
     """Peak memory and time of each process."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = str(opened.getsockname()[1])
     # One thread a process, so that two share a machine of two cores as one does.
     common = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**16), "PARLEY_DEBUG": "1"}
-    if processes > 1:
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
     command = [sys.executable, "-m", "tools.bench.estimate", "--run", *overrides]
     started = [
         subprocess.Popen(
             command,
-            env=common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
+            env=common | own,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(processes)
+        for own in environments(processes)
     ]
     with ThreadPoolExecutor(processes) as pool:  # all are read at once: one that fails leaves the others waiting
         waiting = {pool.submit(each.communicate): each for each in started}
@@ -150,32 +146,9 @@ def _run(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _random_model(folder: Path) -> Path:
     """A llama of 12 layers with random weights, whose head is no embedding, and a vocabulary of bytes."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = {
-        letter: number for number, letter in enumerate(["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
-    }
-    bytes_alone = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_alone.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_alone, eos_token="<|end|>", pad_token="<|end|>")  # noqa: S106
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=TOKENS,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    untied = {"tie_word_embeddings": False, "max_position_embeddings": TOKENS, "initializer_range": 0.02}
+    return tiny_model(folder, attention_dropout=0.0, **sizes, **untied)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import click
 
 from common.cli import OneLineCommand
 from tools.bench.texts import write_text
+from tools.launching import environments
 
 ROWS, TOKENS = 8, 128
 PIPELINE = ("distributed=pipeline", "trainer.batch_size=1", f"trainer.accumulate={ROWS}")
@@ -113,18 +113,15 @@ def _run(overrides: Sequence[str], processes: int) -> Found:
 
 def _start(overrides: Sequence[str], processes: int, errors: Any) -> list[subprocess.Popen[bytes]]:
     common = {**os.environ, "OMP_NUM_THREADS": "2" if processes == 1 else "1", "PARLEY_DEBUG": "1"}
-    if processes > 1:
-        common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     return [
         subprocess.Popen(
             [sys.executable, "training/main.py", *overrides],
-            env={**common, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})},
+            env=common | own,
             cwd=Path(__file__).parents[2],
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
-        for rank in range(processes)
+        for own in environments(processes)
     ]
 
 
@@ -152,12 +149,6 @@ def _cpu_s(pid: int) -> float:
 def _peak(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")), 0)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _small_model(folder: Path) -> Path:

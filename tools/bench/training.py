@@ -11,11 +11,8 @@ and an answer before and after finetuning on the same conversations.
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +23,7 @@ from typing import Any
 import click
 
 from common.cli import OneLineCommand
+from tools.bench.contenders import measured
 from tools.bench.texts import write_text
 
 LENGTH, BATCH, LR = 512, 4, 1e-5
@@ -64,24 +62,15 @@ def cli(
 
 def _compare(title: str, overrides: Sequence[str], names: Sequence[str], work: Path) -> None:
     rows = work / "rows.json"
-    _measured("rows", rows, overrides)
+    measured("tools.bench.training", "rows", rows, overrides)
     click.echo(f"{title:<24}{'tokens/s':>10}{'of plain':>10}{'of TRL':>8}{'peak GiB':>10}  losses of the first steps")
     rates: dict[str, float] = {}
     for name in names:
-        found = _measured(name, rows, overrides)
+        found = measured("tools.bench.training", name, rows, overrides)
         rates[name] = found["rate"]
         ratios = [f"{rates[name] / rates[peer]:.2f}" if peer in rates else "" for peer in ("plain", "trl")]
         losses = " ".join(f"{loss:.4f}" for loss in found["losses"][:3])
         click.echo(f"{name:<24}{found['rate']:>10.1f}{ratios[0]:>10}{ratios[1]:>8}{found['memory']:>10.2f}  {losses}")
-
-
-def _measured(name: str, rows: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tools.bench.training", "--contender", name, str(rows), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PARLEY_DEBUG": "1"})
-    if done.returncode:
-        raise ValueError(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 def _dump_rows(rows: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import click
 
 from common.cli import OneLineCommand
+from tools.launching import environments
 
 VARIANTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "full": (1, ()),
@@ -56,11 +56,10 @@ TIMES = ("runtime", "per_second", "time", "memory")  # what may differ in a loss
 
 def start(overrides: Sequence[str], num_processes: int) -> list[int]:
     """Fork the processes of a run; their ids."""
-    port = _free_port() if num_processes > 1 else None
-    return [_fork(overrides, rank, num_processes, port) for rank in range(num_processes)]
+    return [_fork(overrides, environment) for environment in environments(num_processes)]
 
 
-def _fork(overrides: Sequence[str], rank: int, num_processes: int, port: int | None) -> int:
+def _fork(overrides: Sequence[str], environment: dict[str, str]) -> int:
     if pid := os.fork():
         return pid
     try:
@@ -68,9 +67,7 @@ def _fork(overrides: Sequence[str], rank: int, num_processes: int, port: int | N
             os.dup2(nowhere.fileno(), 1)
             if os.environ.get("PARLEY_DEBUG") != "1":
                 os.dup2(nowhere.fileno(), 2)
-        if port is not None:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(num_processes)}
+        os.environ |= environment
         from training.config.door import compose
         from training.methods import method_run
 
@@ -132,12 +129,6 @@ def killed_run(overrides: Sequence[str], run: Path, num_processes: int, kills: S
     if not wait(start([*overrides, f"trainer.output={run}"], num_processes)):
         raise ValueError(f"the run in {run} failed; set PARLEY_DEBUG=1 to see why")
     return hits
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def tiny_model(folder: Path, **more: Any) -> Path:

@@ -88,6 +88,14 @@ class Pipeline:
         self._sum("pipeline", value)
         return float(value)
 
+    def num_layers(self) -> list[int]:
+        """The layers of each stage of the pipeline."""
+        own = {number: len(stage.layers) for number, stage in zip(self.numbers, self.stages, strict=True)}
+        found: list[dict[int, int]] = [{}] * self.num_processes
+        dist.all_gather_object(found, own, group=self.mesh.get_group("pipeline"))
+        by_stage = {number: num for each in found for number, num in each.items()}
+        return [by_stage[number] for number in range(self.num_stages)]
+
     # A step
 
     def step(self, batch: Batch) -> Stepped:

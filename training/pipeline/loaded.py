@@ -69,7 +69,7 @@ def load_stages(config: Config, checkpoint: Path | None = None) -> Loaded:
         )
         if start := (checkpoint or adapter) if config.peft.name else None:
             load_adapter(pipeline, start)
-        about = _about(pipeline, [len(each) for each in plan.cuts(settings, config.data.max_length)])
+        about = _about(pipeline)
     # Each process draws its own dropout.
     torch.manual_seed(config.trainer.seed + rank())
     return Loaded(Stages(pipeline, settings, source), tokenizer, Renderer(tokenizer), False, about)
@@ -123,7 +123,7 @@ def _local(name: str) -> Path:
     return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]))
 
 
-def _about(pipeline: Pipeline, layers: list[int]) -> dict[str, Any]:
+def _about(pipeline: Pipeline) -> dict[str, Any]:
     """As in training/models.py, of the whole model; and how many layers each stage has."""
     # A tied head is the embedding of another process, and is counted there.
     copy = pipeline.stages[-1].end if pipeline.stages[-1].is_last and not pipeline.has_both_ends else None
@@ -133,5 +133,5 @@ def _about(pipeline: Pipeline, layers: list[int]) -> dict[str, Any]:
         "architecture": type(bare).__name__,
         "parameters": int(pipeline.total(sum(each.numel() for each in own))),
         "trainable": int(pipeline.total(sum(each.numel() for each in own if each.requires_grad))),
-        "stages": layers,
+        "stages": pipeline.num_layers(),
     }

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tools.launching import environments
 from training.rl.rounds import Rollout
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -268,18 +268,14 @@ def test_two_processes_write_and_learn_what_one_does(rounds: Any, prompts: Path,
     config = {section: dict(record[section]) for section in ("model", "data", "trainer", "method")}
     config["trainer"] |= {"output": str(tmp_path / "two"), "batch_size": 2}
     (tmp_path / "two.json").write_text(json.dumps(config))  # JSON is YAML
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
             [sys.executable, str(ROOT / "training" / "main.py"), "--config", str(tmp_path / "two.json")],
-            env=environment | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            env=os.environ | {"PYTHONPATH": str(tmp_path)} | own,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        for rank in "01"
+        for own in environments(2)
     ]
     for process in started:
         _, errors = process.communicate(timeout=240)
