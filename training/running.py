@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common.devices import choose_device
+from training.allocator import keep_freed_memory
 from training.arguments import evaluates, training_arguments
 from training.checkpoints import export_model
 from training.processes import first_of_all, is_first, join, main_first, num_processes, others_needed, rank
@@ -67,8 +68,11 @@ def run_task(config: Config, task: Task) -> Path:
         raise ValueError(f"data.packing is not for method={config.method.name}; set data.packing=false")
     if _pipelined(config) and not task.cuts:
         raise ValueError(f"distributed=pipeline is not for method={config.method.name}; leave it out")
+    device = choose_device(config.model.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if num_processes() > 1:
-        join(choose_device(config.model.device), config.distributed.timeout_s)
+        join(device, config.distributed.timeout_s)
     with first_of_all():
         directory = open_run(config)
     resume = directory.resume_from
