@@ -162,6 +162,8 @@ def loading_errors(name: str) -> Iterator[None]:
 
     try:
         yield
+    except ConnectionError:
+        raise  # another process of a run is gone, which says nothing of the model
     except (
         OSError,
         ValueError,
