@@ -54,28 +54,29 @@ MUST_END_S = 60  # after one process of a run was killed, the others
 TIMES = ("runtime", "per_second", "time", "memory")  # what may differ in a loss curve
 
 
-def start(overrides: Sequence[str], num_processes: int) -> list[int]:
-    """Fork the processes of a run; their ids."""
-    return [_fork(overrides, environment) for environment in environments(num_processes)]
+def start(overrides: Sequence[str], num_processes: int, errors: str | Path = os.devnull) -> list[int]:
+    """Fork the processes of a run; their ids. What they say on stderr goes to the end of `errors`."""
+    return [_fork(overrides, environment, errors) for environment in environments(num_processes)]
 
 
-def _fork(overrides: Sequence[str], environment: dict[str, str]) -> int:
+def _fork(overrides: Sequence[str], environment: dict[str, str], errors: str | Path) -> int:
     if pid := os.fork():
         return pid
     try:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "w") as nowhere, open(errors, "a") as told:
             os.dup2(nowhere.fileno(), 1)
             if os.environ.get("PARLEY_DEBUG") != "1":
-                os.dup2(nowhere.fileno(), 2)
+                os.dup2(told.fileno(), 2)
         os.environ |= environment
         from training.config.door import compose
         from training.methods import method_run
 
         config = compose(overrides)
         method_run(config.method.name)(config)
-    except BaseException:
+    except BaseException as error:
         if os.environ.get("PARLEY_DEBUG") == "1":
             raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     os._exit(0)
 
@@ -121,13 +122,16 @@ def result(run: Path) -> dict[str, Any]:
 def killed_run(overrides: Sequence[str], run: Path, num_processes: int, kills: Sequence[tuple[float, int]] = ()) -> int:
     """Run, kill after each time (s) the process of that number and start again, at last to the end; how many kills
     hit."""
-    hits = 0
+    hits, all_overrides = 0, [*overrides, f"trainer.output={run}"]
     for delay, victim in kills:
-        if wait(start([*overrides, f"trainer.output={run}"], num_processes), delay, victim):
+        if wait(start(all_overrides, num_processes), delay, victim):
             return hits
         hits += 1
-    if not wait(start([*overrides, f"trainer.output={run}"], num_processes)):
-        raise ValueError(f"the run in {run} failed; set PARLEY_DEBUG=1 to see why")
+    errors = run.with_suffix(".stderr")
+    if not wait(start(all_overrides, num_processes, errors)):
+        last = [line for line in errors.read_text().splitlines() if line.strip()][-num_processes:]
+        raise ValueError(f"the run in {run} failed, PARLEY_DEBUG=1 shows where: {'; '.join(last)}")
+    errors.unlink()
     return hits
 
 
