@@ -18,7 +18,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -45,8 +45,8 @@ _ALLOWED = {"prompt", "responses"}
 class Scorer(Protocol):
     """What a reward model must do: see training.scoring.RewardModel."""
 
-    def example(self, prompt: Conversation | None, response: str) -> Any:
-        """What is scored, whole. Raises ValueError where it is longer than the model's context."""
+    def examples(self, prompt: Conversation | None, responses: Sequence[str]) -> list[Any]:
+        """What is scored for each response. Raises ValueError where the prompt leaves no room for any."""
         ...
 
     def scores_of(self, examples: list[Any]) -> list[float]:
@@ -134,14 +134,14 @@ class Batcher:
 
 def _scored(model: Scorer, items: list[Item]) -> list[Result]:
     """(score, None) or (None, reason) for every response; those of like length run together."""
-    pairs = [(item.prompt, response) for item in items for response in item.responses]
-    found: list[Result] = [(None, None)] * len(pairs)
+    found: list[Result] = []
     examples: dict[int, Any] = {}
-    for number, (prompt, response) in enumerate(pairs):
+    for item in items:
         try:
-            examples[number] = model.example(prompt, response)
+            examples |= enumerate(model.examples(item.prompt, item.responses), start=len(found))
+            found += [(None, None)] * len(item.responses)
         except ValueError as error:
-            found[number] = (None, str(error))
+            found += [(None, str(error))] * len(item.responses)
     by_length = sorted(examples, key=lambda number: len(examples[number].ids))
     scores = model.scores_of([examples[number] for number in by_length])
     for number, score in zip(by_length, scores, strict=True):
@@ -262,8 +262,11 @@ def open_state(host: str, body_bytes: int) -> State:
 @click.option("--host", default="127.0.0.1", help="Address to listen on; others than this machine's need a key.")
 @click.option("--port", type=click.IntRange(min=0, max=65535), default=8010, help="Port to listen on.")
 @click.option("--device", help="cpu, cuda:1 ...  [default: the first GPU, else the CPU]")
+@click.option(
+    "--max-length", type=click.IntRange(min=2), help="Tokens of prompt and answer.  [default: as in training]"
+)
 @click.option("--body-bytes", type=click.IntRange(min=1), default=8 << 20, help="Largest request.")
-def cli(model: str, host: str, port: int, device: str | None, body_bytes: int) -> None:
+def cli(model: str, host: str, port: int, device: str | None, max_length: int | None, body_bytes: int) -> None:
     """Serve MODEL, a run of method=reward or any sequence classifier with one label, until a signal ends it. Clients
     send the key in PARLEY_API_KEY, where that is set here."""
     try:
@@ -279,7 +282,7 @@ def cli(model: str, host: str, port: int, device: str | None, body_bytes: int) -
     check_can_listen(host, port)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
-    batcher = Batcher(open_reward_model(model, device))
+    batcher = Batcher(open_reward_model(model, device, max_length))
     click.echo(f"Scores on http://{host}:{port}/reward (Ctrl-C ends)", err=True)
     serve(cast(Any, create_app(model, batcher, state)), state, host, port)
 

@@ -6,8 +6,10 @@ Run: python training/main.py method=sft model=smollm2-135m data=chats.jsonl trai
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ import click
 
 from common.cli import OneLineCommand
 from common.plugins import plugin
+from training.config.compat import llm_codebase
 from training.config.compat.speaker import translated
 from training.config.door import compose
 from training.methods import method_run
@@ -38,9 +41,13 @@ def cli(overrides: Sequence[str], file: Path | None, show: bool, dry_run: bool) 
     \b
     docs/training.md explains; all keys: docs/training-reference.md
     Speaker's keys are understood where train_mode= or eval_mode= is given:
-    docs/migrating.md
+    docs/migrating.md, and so are llm_codebase's arguments as KEY=VALUE
     """
     request = translated(overrides, file)
+    if request.overrides == list(overrides):  # not in Speaker's keys
+        ours = llm_codebase.translated(overrides)
+        told = f"in Parley's own keys: {shlex.join(ours)}" if ours != request.overrides else ""
+        request = replace(request, overrides=ours, told=told)
     config = None if request.overrides is None else compose(request.overrides, request.file)
     if show:
         _show(config, request.evaluation)

@@ -7,9 +7,12 @@ for sequence classification with one label.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from loguru import logger
 
 from chatbot.conversation import Conversation
 from common.devices import choose_device
@@ -19,11 +22,16 @@ if TYPE_CHECKING:
     from training.examples.making import Example
 
 DEFAULT_LENGTH = 1024
-_NO_LIMIT = 1 << 31
+# What config.json calls the most tokens of prompt and answer that a reward model was trained with.
+TRAINED_LENGTH = "trained_max_length"
 
 
 class RewardModel:
-    """`scores(prompt, responses)`: higher is better. `max_length` in tokens: a prompt loses its oldest turns first."""
+    """`scores(prompt, responses)`: higher is better.
+
+    What has more than `max_length` tokens is shortened as in training: a prompt loses its oldest turns, for all its
+    responses alike, then a response its end. The first time that happens it is told.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int, batch_size: int = 16) -> None:
         from chatbot.rendering import Renderer
@@ -31,25 +39,36 @@ class RewardModel:
         self.model, self.tokenizer = model, tokenizer
         self.max_length, self._renderer, self._batch_size = max_length, Renderer(tokenizer), batch_size
         self._pooling = getattr(model.config, "pooling", "eos")
+        self._told = False
 
     def scores(self, prompt: Conversation | None, responses: Sequence[str]) -> list[float]:
-        """A score for each response; without `prompt` the responses are whole texts.
+        """A score for each response; without `prompt` the responses are whole texts. Raises ValueError as `examples`
+        does."""
+        return self.scores_of(self.examples(prompt, responses))
 
-        Raises ValueError for a response that does not fit beside the user's last turn.
-        """
-        examples = self._examples(prompt, responses, self.max_length)
-        if len(examples) < len(responses):
-            raise ValueError(f"a prompt leaves no room for its answer within {self.max_length} tokens; shorten it")
-        return self.scores_of(examples)
+    def examples(self, prompt: Conversation | None, responses: Sequence[str]) -> list[Example]:
+        """What is scored for each response. Raises ValueError where the user's last turn leaves no room for any."""
+        from training.data.converting import LeftOut
+        from training.examples.answers import Answer, AnswerMaker
 
-    def example(self, prompt: Conversation | None, response: str) -> Example:
-        """What is scored for a response, whole. Raises ValueError where it has more than `max_length` tokens."""
-        (example,) = self._examples(prompt, [response], _NO_LIMIT)
-        if len(example.ids) > self.max_length:
+        def choose(_: Any, __: Any) -> list[list[Answer]]:
+            return [[Answer(prompt, text, ()) for text in responses]]
+
+        maker, made = AnswerMaker(self._renderer, self.max_length, choose), []
+        with contextlib.suppress(LeftOut):  # none, or none that fits
+            made = list(maker.examples(None))
+        if len(made) < len(responses):
             raise ValueError(
-                f"prompt and response have {len(example.ids):,} tokens; the model's limit is {self.max_length:,}"
+                f"the prompt leaves no room for an answer; the model's limit is {self.max_length:,} tokens"
             )
-        return example
+        if maker.counts and not self._told:
+            self._told = True
+            logger.warning(
+                "prompts and answers of more than {:,} tokens lose their oldest turns, then their end, before they are "
+                "scored, as in training",
+                self.max_length,
+            )
+        return made
 
     def scores_of(self, examples: Sequence[Example]) -> list[float]:
         """A score for each example, which may be of different prompts; `batch_size` of them run at once."""
@@ -71,22 +90,13 @@ class RewardModel:
             found += scores_BL[:, 0].float().tolist()
         return found
 
-    def _examples(self, prompt: Conversation | None, responses: Sequence[str], max_length: int) -> list[Example]:
-        from training.data.converting import LeftOut
-        from training.examples.answers import Answer, AnswerMaker
 
-        def choose(_: Any, __: Any) -> list[list[Answer]]:
-            return [[Answer(prompt, text, ()) for text in responses]]
+def open_reward_model(name: str, device: str | None = None, max_length: int | None = None) -> RewardModel:
+    """The reward model at a directory or of a Hugging Face id. `max_length`: tokens of prompt and answer; without it
+    those that it was trained with, or, where its config.json does not say, its context.
 
-        try:
-            return list(AnswerMaker(self._renderer, max_length, choose).examples(None))
-        except LeftOut:  # none, or none that fits
-            return []
-
-
-def open_reward_model(name: str, device: str | None = None) -> RewardModel:
-    """The reward model at a directory or of a Hugging Face id. Raises ValueError where it cannot be loaded, or has more
-    than one label."""
+    Raises ValueError where it cannot be loaded, has more than one label, or a smaller context than `max_length`.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -108,5 +118,8 @@ def open_reward_model(name: str, device: str | None = None) -> RewardModel:
         if is_adapter(name):
             model = open_adapter(model, Path(folder))
     model = model.to(choose_device(device)).eval()
-    longest = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
-    return RewardModel(model, tokenizer, longest)
+    context = getattr(config, "max_position_embeddings", None)
+    if max_length is not None and not 1 < max_length <= (context or max_length):
+        raise ValueError(f"'{name}' cannot score {max_length:,} tokens; its context is {context or 'unknown'}")
+    trained = getattr(config, TRAINED_LENGTH, None)
+    return RewardModel(model, tokenizer, max_length or trained or context or DEFAULT_LENGTH)

@@ -121,8 +121,8 @@ class Slow:
     def __init__(self) -> None:
         self.go, self.calls = threading.Event(), []
 
-    def example(self, prompt: Any, response: str) -> Any:
-        return SimpleNamespace(ids=response)
+    def examples(self, prompt: Any, responses: list[str]) -> list[Any]:
+        return [SimpleNamespace(ids=response) for response in responses]
 
     def scores_of(self, examples: list[Any]) -> list[float]:
         self.go.wait(10)
@@ -172,14 +172,14 @@ def test_a_queue_that_is_full_refuses() -> None:
     batcher.close()
 
 
-def test_what_is_too_long_is_told_and_nothing_is_cut(url: str, model: RewardModel) -> None:
+def test_what_is_too_long_is_cut_as_in_training_or_told(url: str, model: RewardModel) -> None:
     long = "word " * 600
-    items = [{"prompt": "Hi", "responses": ["Yes.", long]}, {"prompt": long, "responses": ["Yes."]}]
+    items = [{"prompt": "Hi", "responses": ["Yes.", long]}, {"prompt": long, "responses": ["Yes.", "No."]}]
     answer = httpx.post(url + "/reward", json={"items": items}).json()
-    assert answer["rewards"][0][0] == pytest.approx(expected(model, "Hi", ["Yes."])[0], abs=1e-5)
-    assert (answer["rewards"][0][1], answer["rewards"][1]) == (None, [None])
+    assert answer["rewards"][0] == pytest.approx(expected(model, "Hi", ["Yes.", long]), abs=1e-5)
+    assert answer["rewards"][1] == [None, None]
     places = [(each["item"], each["response"]) for each in answer["problems"]]
-    assert places == [(0, 1), (1, 0)]
+    assert places == [(1, 0), (1, 1)]
     assert all("limit is 512" in each["message"] for each in answer["problems"])
     with pytest.raises(ValueError, match=r"response 0 to prompt 1 .*limit is 512"):
         RemoteReward(url).score(["Hi", long], [["Yes."], ["Yes."]])

@@ -45,6 +45,9 @@ _skip = click.option(
 @_by
 @_skip
 @click.option("--device", help="cpu, cuda:1 ...  [default: the first GPU, else the CPU]")
+@click.option(
+    "--max-length", type=click.IntRange(min=2), help="Tokens of prompt and answer.  [default: as in training]"
+)
 @_report
 def reward(
     model: str,
@@ -54,6 +57,7 @@ def reward(
     by: str,
     skip_bad_rows: bool,
     device: str | None,
+    max_length: int | None,
     report: Path | None,
 ) -> None:
     """Score the answers in DATA with the reward MODEL: a directory, a Hugging Face id, the address of a reward server,
@@ -62,10 +66,11 @@ def reward(
     agrees."""
     target = expand(out)
     reads = {each: Report() for each in data}
-    done = done_rows(target, {"model": model, "skip_bad_rows": skip_bad_rows, "data": _sums(reads)})
+    settings: dict[str, Any] = {"model": model, "skip_bad_rows": skip_bad_rows, "data": _sums(reads)}
+    done = done_rows(target, settings if max_length is None else settings | {"max_length": max_length})
     rows = list(read_scored(reads, strict=not skip_bad_rows))
     if done < len(rows):
-        found = rewards.scored(open_rewards(model, device=device), rows[done:])
+        found = rewards.scored(open_rewards(model, device=device, max_length=max_length), rows[done:])
         records = (rewards.to_record(*each) for each in found)
         _told(append_records(target, records, done), done, len(rows))
     agreement = rewards.Agreement()

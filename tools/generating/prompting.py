@@ -15,7 +15,7 @@ from common.files import read_json
 
 TEMPLATE_KEYS = ("actor", "reward", "rlhf")
 _OLD_KEYS = {"rlhs": "rlhf"}  # as ChatLLaMA's code read it
-TAGS = ("system", "user", "assistant", "conversation", "response", "example", "notes")
+TAGS = ("system", "user", "assistant", "conversation", "response", "example", "notes", "passage")
 _FORGED = re.compile(rf"<(?:/\s*)?(?:{'|'.join(TAGS)})\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 

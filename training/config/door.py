@@ -28,6 +28,7 @@ VERBATIM = frozenset(_VERBATIM.split())
 # Sections that take any key: a library's own settings.
 OPEN = (
     "model.config",
+    "data.columns",
     "peft.options",
     "trainer.schedule_options",
     "distributed.fsdp",
@@ -35,6 +36,10 @@ OPEN = (
     "method.coeffs",
     "method.settings",
 )
+
+_CHATLLAMA = ("actor_config", "reward_config", "trainer_config", "critic_config")  # the sections of its config.yaml
+# What these learn of a text is not a reply.
+_WITHOUT_REPLIES = {"ntp": "learns running text", "prefix_lm": "learns all that follows a random beginning"}
 
 
 def register() -> None:
@@ -112,6 +117,8 @@ def _register_file(path: Path, overrides: Sequence[str]) -> str:
         raise ValueError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a configuration is a mapping of keys to values")
+    if theirs := [name for name in _CHATLLAMA if name in content]:
+        raise ValueError(f"{path}: {theirs[0]} is of ChatLLaMA; docs/migrating.md says what its keys are called here")
     for short, key in SHORT.items():
         if short in content and not isinstance(content[short], dict):
             section, _, name = key.partition(".")
@@ -198,6 +205,11 @@ def check(config: Config) -> None:
         raise ValueError(f"trainer.epochs={trainer.epochs} must be more than 0")
     if not 0 <= data.eval_fraction < 1:
         raise ValueError(f"data.eval_fraction={data.eval_fraction} must be at least 0 and less than 1")
+    if data.train_on.value == "last" and config.method.name in _WITHOUT_REPLIES:
+        raise ValueError(
+            f"data.train_on=last learns the last reply of a conversation, and method={config.method.name} "
+            f"{_WITHOUT_REPLIES[config.method.name]}; leave it out, or use method=sft"
+        )
     if data.eval and data.eval_fraction:
         raise ValueError("data.eval and data.eval_fraction are two ways to say the same; give one")
     if config.model.from_scratch and config.peft.name:

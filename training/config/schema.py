@@ -40,9 +40,10 @@ class Quantize(str, Enum):
 
 
 class TrainOn(str, Enum):
-    """Which tokens of a conversation have a loss."""
+    """Which tokens of a conversation have a loss: all replies with their ends, the last reply alone, or every token."""
 
     replies = "replies"
+    last = "last"
     all = "all"
 
 
@@ -112,11 +113,12 @@ class DataConfig:
     eval: Any = None  # the same, for evaluation
     eval_fraction: float = 0.0  # without `eval`: this share of the examples is held out
     format: Optional[str] = None  # a format's name; without it each source's is found out
+    columns: dict[str, str] = field(default_factory=dict)  # what columns are called there: {question: prompt}
     on_bad_row: OnBadRow = OnBadRow.error  # a row that cannot be read: stop, or skip and count
     max_length: int = 1024  # tokens of an example, at most; of a packed row or window, exactly
     too_long: TooLong = TooLong.cut  # an example over max_length after its oldest turns are dropped
     packing: bool = False  # several examples in a row of max_length, each seeing only itself
-    train_on: TrainOn = TrainOn.replies  # replies, or all tokens
+    train_on: TrainOn = TrainOn.replies  # all replies, the last one alone, or all tokens
     cache: Optional[str] = None  # where token files are kept; without it cache/tokens beside models/
 
 

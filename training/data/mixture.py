@@ -35,18 +35,22 @@ class Source:
             )
 
 
-def parse_mixture(mixture: str | Sequence[str | Mapping[str, Any] | Source], format: str | None = None) -> list[Source]:  # noqa: A002
+def parse_mixture(
+    mixture: str | Sequence[str | Mapping[str, Any] | Source],
+    format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+) -> list[Source]:
     """The sources of a mixture.
 
     `mixture` is a string (`a.jsonl:2,b.jsonl`: a weight is what follows a source's last colon, if that is a number;
     without it 1), or a list of such sources, in which a path may hold a comma, of mappings with the fields of
-    `Source`, or of sources. `format` holds for all that name none. Raises ValueError for an empty mixture, an empty
-    source, a weight that is not positive, and a source that is named twice.
+    `Source`, or of sources. `format` and `columns` hold for all that name none. Raises ValueError for an empty mixture,
+    an empty source, a weight that is not positive, and a source that is named twice.
     """
     items = mixture.split(",") if isinstance(mixture, str) else list(mixture)
     if not items or items == [""]:
         raise ValueError("no data: name files, folders, URLs or hf://owner/name, as path:weight,path:weight")
-    sources = [_source(item, format) for item in items]
+    sources = [_source(item, format, columns or {}) for item in items]
     locations = [source.location for source in sources]
     for location in locations:
         if locations.count(location) > 1:
@@ -54,12 +58,12 @@ def parse_mixture(mixture: str | Sequence[str | Mapping[str, Any] | Source], for
     return sources
 
 
-def _source(item: str | Mapping[str, Any] | Source, format_: str | None) -> Source:
+def _source(item: str | Mapping[str, Any] | Source, format_: str | None, columns: Mapping[str, str]) -> Source:
     if isinstance(item, Source):
         return item
     if isinstance(item, Mapping):
         try:
-            return Source(**{"format": format_, **item, "columns": dict(item.get("columns") or {})})
+            return Source(**{"format": format_, **item, "columns": dict(item.get("columns") or columns)})
         except TypeError:
             raise ValueError(
                 f"a source of data has location, weight, format and columns, not {', '.join(map(str, item))}"
@@ -67,5 +71,5 @@ def _source(item: str | Mapping[str, Any] | Source, format_: str | None) -> Sour
     item = item.strip()
     found = _WEIGHT.fullmatch(item)
     if found is None or _HOST_ALONE.fullmatch(found["location"]):
-        return Source(item, format=format_)
-    return Source(found["location"].strip(), float(found["weight"]), format_)
+        return Source(item, format=format_, columns=columns)
+    return Source(found["location"].strip(), float(found["weight"]), format_, columns)

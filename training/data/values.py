@@ -18,9 +18,12 @@ _MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|content)"\s*:')
 
 def fields_of(raw: Any, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A raw row as columns: a bare text is its `text`, a list of two texts `prompt` and `response`, a list of objects
-    `messages`. `columns` renames (theirs -> ours). Raises ValueError for anything else."""
+    `messages`. `columns` renames (theirs -> ours), and replaces a column that has the new name. Raises ValueError for
+    anything else."""
     if isinstance(raw, Mapping):
-        return {(columns or {}).get(key, key): value for key, value in raw.items()}
+        columns = columns or {}
+        taken = {columns[key] for key in raw if key in columns}
+        return {columns.get(key, key): value for key, value in raw.items() if key in columns or key not in taken}
     if isinstance(raw, str):
         return {"text": raw}
     if isinstance(raw, list) and len(raw) == 2 and all(isinstance(each, str) for each in raw):

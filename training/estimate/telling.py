@@ -155,7 +155,7 @@ def _num_rows(config: Config) -> int | None:
     from training.data.reading import Report, read_rows
     from training.methods import METHODS
 
-    sources = parse_mixture(config.data.train, config.data.format)
+    sources = parse_mixture(config.data.train, config.data.format, config.data.columns)
     remote = any("://" in source.location for source in sources)
     mixed = any(source.weight != 1 for source in sources)
     if remote or mixed or config.data.packing or config.method.name in _TEXTS:

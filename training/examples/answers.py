@@ -16,7 +16,7 @@ import numpy as np
 from chatbot.conversation import Conversation
 from training.data.converting import LeftOut
 from training.examples.collate import Batch, causal_batch
-from training.examples.making import CUT, SHORTENED, Example, without_oldest
+from training.examples.making import CUT, SHORTENED, Example, last_run, without_oldest
 
 if TYPE_CHECKING:
     from chatbot.rendering import Renderer
@@ -93,8 +93,7 @@ class AnswerMaker:
             ids, start = self.renderer.plain_ids(answer.text), 0
         else:
             rendered = self.renderer.encode(prompt.add("assistant", answer.text), add_generation_prompt=False)
-            edges = np.flatnonzero(np.diff(np.asarray(rendered.loss_mask, np.int8), prepend=0, append=0))
-            start, stop = int(edges[-2]), int(edges[-1])
+            start, stop = last_run(rendered.loss_mask)
             ids = rendered.ids[:stop]  # without white space that the template puts after the end
         ends = self.renderer.special_ids | {end}
         return (ids if ids and ids[-1] in ends else [*ids, end]), start

@@ -7,7 +7,7 @@ happened to it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,14 +46,15 @@ class Example:
 class ExampleMaker:
     """Makes examples of rows.
 
-    `train_all` puts a loss on every token; `cut` cuts what is too long, where it is otherwise left out;
+    `train_on` says which tokens have a loss: `replies`, all of a conversation, `last`, its last reply alone, or `all`
+    tokens. `cut` cuts what is too long, where it is otherwise left out;
     `encoder_decoder` makes only the last reply the target (true in `mask`), and all before it the encoder's input.
     `counts` says how often each thing happened.
     """
 
     renderer: Renderer
     max_length: int
-    train_all: bool = False
+    train_on: str = "replies"
     cut: bool = True
     encoder_decoder: bool = False
     counts: Counter[str] = field(default_factory=Counter)
@@ -106,7 +107,10 @@ class ExampleMaker:
             last = max((place for place, on in enumerate(mask) if on), default=len(mask) - 1)
             if ids[last] not in self._ends():
                 ids, mask = ids[: last + 1] + self._end(), mask[: last + 1] + [True] * len(self._end())
-        return ids, [True] * len(ids) if self.train_all else mask
+        if self.train_on == "last" and any(mask):
+            start, stop = last_run(mask)
+            mask = [start <= place < stop for place in range(len(mask))]
+        return ids, [True] * len(ids) if self.train_on == "all" else mask
 
     def _newest_that_fit(self, conversation: Conversation) -> tuple[Conversation, Rendered] | None:
         """As much of the conversation's end as fits, rendered; None where even the last exchange does not, and nothing
@@ -138,7 +142,7 @@ class ExampleMaker:
             if over < len(source):
                 self.counts["beginning of the prompt cut to fit"] += 1
                 source = source[over:]
-        mask = [self.train_all and not self.encoder_decoder] * len(source) + [True] * len(target)
+        mask = [self.train_on == "all" and not self.encoder_decoder] * len(source) + [True] * len(target)
         return source + target, mask
 
     def _end(self) -> list[int]:
@@ -156,6 +160,12 @@ def without_oldest(conversation: Conversation) -> Conversation | None:
     system = turns[:1] if turns[0].role == "system" else []
     later = [place for place, turn in enumerate(turns) if turn.role == "user" and place > len(system)]
     return Conversation(tuple(system + turns[later[0] :])) if later else None
+
+
+def last_run(mask: Sequence[bool]) -> tuple[int, int]:
+    """(start, stop) of the last true places in a row: of a conversation's mask its last reply. There must be one."""
+    edges = np.flatnonzero(np.diff(np.asarray(mask, np.int8), prepend=0, append=0))
+    return int(edges[-2]), int(edges[-1])
 
 
 def _example(ids: list[int], mask: list[bool], weight: float) -> Example:

@@ -78,7 +78,7 @@ def prepare(
     nothing is left to train on.
     """
     data = config.data
-    sources = parse_mixture(data.train, data.format)
+    sources = parse_mixture(data.train, data.format, data.columns)
     maker = maker or partial(_language_maker, config, loaded)
     stores = [_store(config, loaded, source, kinds, maker(), settings) for source in sources]
     weighted = any(source.weight != 1 for source in sources)
@@ -89,7 +89,7 @@ def prepare(
     train = Mixture(layouts, config.trainer.seed, weights)
     evaluation = None
     if data.eval:
-        held_sources = parse_mixture(data.eval, data.format)
+        held_sources = parse_mixture(data.eval, data.format, data.columns)
         others = [_store(config, loaded, source, kinds, maker(), settings) for source in held_sources]
         about += [store.about for store in others]
         stores += others
@@ -124,7 +124,7 @@ def _language_maker(config: Config, loaded: Loaded) -> Maker:
     return ExampleMaker(
         loaded.renderer,
         data.max_length,
-        train_all=data.train_on.value == "all",
+        train_on=data.train_on.value,
         cut=data.too_long.value == "cut",
         encoder_decoder=loaded.encoder_decoder,
     )

@@ -133,7 +133,7 @@ def find_headings(config: Config) -> list[Heading]:
     found: dict[str, set[str | int | float]] = {}
     multiple: set[str] = set()
     strict = config.data.on_bad_row.value == "error"
-    for source in parse_mixture(config.data.train, config.data.format):
+    for source in parse_mixture(config.data.train, config.data.format, config.data.columns):
         for _, row in read_rows(source, KINDS, strict=strict):
             if not isinstance(row, LabelledRow):
                 continue

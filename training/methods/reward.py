@@ -111,6 +111,7 @@ def run(config: Config) -> Path:
     from training.heads import attach_language_head, check_pooling
     from training.models import Head, base_of, load
     from training.running import Task, run_task
+    from training.scoring import TRAINED_LENGTH
 
     settings: Settings = config.method
     if settings.lm_coeff < 0:
@@ -118,7 +119,7 @@ def run(config: Config) -> Path:
     if min(settings.calibration_bins, default=1) < 1:
         raise ValueError(f"method.calibration_bins={settings.calibration_bins} must all be at least 1")
     ranked = settings.loss == RewardLoss.pairs
-    head = Head(("reward",), {"pooling": settings.pooling.value})
+    head = Head(("reward",), {"pooling": settings.pooling.value, TRAINED_LENGTH: config.data.max_length})
 
     def opened(config: Config, checkpoint: Path | None) -> Loaded:
         loaded = load(config, checkpoint, head)

@@ -62,13 +62,16 @@ def read_prompts(config: Config, loaded: Loaded) -> tuple[Prompts, Mixture, Mixt
     data, seed = config.data, config.trainer.seed
     limit = data.max_length - config.method.new_tokens
     strict = data.on_bad_row.value == "error"
-    sources = parse_mixture(data.train, data.format)
+    sources = parse_mixture(data.train, data.format, data.columns)
     about: list[dict[str, Any]] = []
     lists = [_read(source, loaded.renderer, limit, strict, about) for source in sources]
     first = loaded.tokenizer.decode(lists[0][0].ids)
     held: list[list[Prompt]] = []
     if data.eval:
-        held = [_read(each, loaded.renderer, limit, strict, about) for each in parse_mixture(data.eval, data.format)]
+        held = [
+            _read(each, loaded.renderer, limit, strict, about)
+            for each in parse_mixture(data.eval, data.format, data.columns)
+        ]
     elif data.eval_fraction:
         for number, prompts in enumerate(lists):
             order = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, 1])).permutation(len(prompts))

@@ -20,11 +20,15 @@ from chatbot.conversation import Conversation
 Scores = list[list[float]]
 Reward = Callable[[Sequence[Conversation], Sequence[Sequence[str]]], Scores]
 
+_HTTP = ("http://", "https://")
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 
 
-def open_rewards(names: Any, weights: Sequence[float] = (), device: str | None = None) -> Reward:
-    """(prompts, answers to each) -> the weighted sum of scores for each answer; higher is better.
+def open_rewards(
+    names: Any, weights: Sequence[float] = (), device: str | None = None, max_length: int | None = None
+) -> Reward:
+    """(prompts, answers to each) -> the weighted sum of scores for each answer; higher is better. `max_length`: tokens
+    that reward models read, where it is not what they were trained with.
 
     Raises ValueError for one that cannot be opened, and, when called, for a score that is no finite number.
     """
@@ -33,7 +37,12 @@ def open_rewards(names: Any, weights: Sequence[float] = (), device: str | None =
         raise ValueError("method.reward is missing; give a reward model, an http:// address or module:function")
     if weights and len(weights) != len(listed):
         raise ValueError(f"method.weights has {len(weights)} numbers for {len(listed)} rewards; give as many")
-    parts = [(str(name), open_reward(str(name), device)) for name in listed]
+    if max_length is not None and not any(map(_is_model, map(str, listed))):
+        raise ValueError(
+            f"a length of {max_length} tokens is for reward models, and {listed[0]} is none; a server has its own: "
+            "tools/serve_reward.py --max-length"
+        )
+    parts = [(str(name), open_reward(str(name), device, max_length)) for name in listed]
     factors = list(weights) or [1.0] * len(parts)
 
     def scores(prompts: Sequence[Conversation], answers: Sequence[Sequence[str]]) -> Scores:
@@ -46,15 +55,19 @@ def open_rewards(names: Any, weights: Sequence[float] = (), device: str | None =
     return scores
 
 
-def open_reward(name: str, device: str | None = None) -> Reward:
+def open_reward(name: str, device: str | None = None, max_length: int | None = None) -> Reward:
     """One of them: an address, `module:function`, or a reward model's name or directory."""
-    if name.startswith(("http://", "https://")):
+    if name.startswith(_HTTP):
         from training.remote_reward import RemoteReward
 
         return RemoteReward(name).score
     if found := _FUNCTION.fullmatch(name):
         return _of_function(name, found[1], found[2])
-    return _of_model(name, device)
+    return _of_model(name, device, max_length)
+
+
+def _is_model(name: str) -> bool:
+    return not (name.startswith(_HTTP) or _FUNCTION.fullmatch(name))
 
 
 def _of_function(name: str, module: str, attribute: str) -> Reward:
@@ -69,27 +82,15 @@ def _of_function(name: str, module: str, attribute: str) -> Reward:
     ]
 
 
-def _of_model(name: str, device: str | None) -> Reward:
-    from chatbot.rendering import Renderer
-    from training.data.converting import LeftOut
-    from training.examples.answers import Answer, AnswerMaker
+def _of_model(name: str, device: str | None, max_length: int | None) -> Reward:
     from training.scoring import open_reward_model
 
-    model = open_reward_model(name, device)
-    renderer = Renderer(model.tokenizer)
+    model = open_reward_model(name, device, max_length)
 
     def scores(prompts: Sequence[Conversation], answers: Sequence[Sequence[str]]) -> Scores:
-        """All in batches of like length; what is too long loses its oldest turns, then its end."""
-        examples = []
-        for prompt, given in zip(prompts, answers, strict=True):
-            row = [Answer(prompt, text, ()) for text in given]
-            try:
-                made = list(AnswerMaker(renderer, model.max_length, lambda row, _: [row]).examples(row))
-            except LeftOut:
-                made = []
-            if len(made) < len(given):
-                raise ValueError(f"a prompt leaves no room for its answer in the {model.max_length} tokens of {name}")
-            examples += made
+        """All in batches of like length."""
+        rows = zip(prompts, answers, strict=True)
+        examples = [example for prompt, given in rows for example in model.examples(prompt, given)]
         order = sorted(range(len(examples)), key=lambda place: len(examples[place].ids))
         found = dict(zip(order, model.scores_of([examples[place] for place in order]), strict=True))
         flat = iter([found[place] for place in range(len(examples))])

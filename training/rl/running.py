@@ -92,7 +92,8 @@ def _prepare(config: Config, loaded: Loaded, learn: Learn, learned: int, numbers
     from training.rl.sampling import Sampling
 
     settings, seed = config.method, config.trainer.seed
-    reward = open_rewards(settings.reward, settings.weights, str(choose_device(config.model.device)))
+    device = str(choose_device(config.model.device))
+    reward = open_rewards(settings.reward, settings.weights, device, settings.reward_length)
     data, train, evaluation = read_prompts(config, loaded)
     sampling = Sampling(
         settings.new_tokens, _ends(loaded), loaded.pad_id, settings.temperature, settings.top_k, settings.top_p

@@ -19,6 +19,7 @@ class RoundSettings:
 
     reward: Any = None  # a reward model, a server's http:// address, module:function, or a list of these
     weights: list[float] = field(default_factory=list)  # of several rewards; without it 1 each
+    reward_length: Optional[int] = None  # tokens that reward models read; without it what they were trained with
     prompts: int = 16  # of a round
     samples: int = 1  # answers to each prompt
     new_tokens: int = 64  # of an answer, at most; its prompt has what this leaves of data.max_length

@@ -166,16 +166,25 @@ def test_a_model_of_transformers_gives_its_own_scores(tiny_chat_model: Path, ran
     folder = tmp_path / "reward"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    done = run("reward", folder, ranked, "--out", tmp_path / "scores.jsonl", "--device", "cpu")
-    assert done.exit_code == 0, done.stderr
-    for line in (tmp_path / "scores.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        for answer, score in zip(row["responses"], row["scores"], strict=True):
-            turns = [*row["prompt"], {"role": "assistant", "content": answer}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
-            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            with torch.no_grad():
-                assert score == pytest.approx(float(model(ids).logits[0, 0]), abs=1e-5)
+    written, lengths = tmp_path / "scores.jsonl", []
+    for most in (512, None):  # None: one token less than the longest has
+        limit = most or max(lengths) - 1
+        flags = () if most else ("--max-length", limit)
+        if flags:
+            refused = run("reward", folder, ranked, "--out", written, "--device", "cpu", *flags)
+            assert (refused.exit_code, "max_length" in refused.stderr) == (2, True), "other scores than those there"
+            written.unlink()
+        done = run("reward", folder, ranked, "--out", written, "--device", "cpu", *flags)
+        assert done.exit_code == 0, done.stderr
+        for line in written.read_text().splitlines():
+            row = json.loads(line)
+            for answer, score in zip(row["responses"], row["scores"], strict=True):
+                turns = [*row["prompt"], {"role": "assistant", "content": answer}]
+                text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+                ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+                lengths.append(ids.shape[1])
+                with torch.no_grad():
+                    assert score == pytest.approx(float(model(ids[:, :limit]).logits[0, 0]), abs=1e-5)
 
 
 def test_a_server_scores_too(ranked: Path, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_scored_answers_are_made_from_a_few() -> None:
         if match := re.search(r"would give ([\d.]+) on a scale from 1 to 4", text):
             levels.append(float(match[1]))
             return f"An answer worth {match[1]} ({len(text)})"
-        worth = re.findall(r"worth ([\d.]+)", text)
-        return "hm" if "alpha" in text.rpartition("<conversation>")[2] else f"Score: {worth[-1]}"
+        worth, asked = re.findall(r"worth ([\d.]+)", text), re.findall(r"<user>\n(.*)\n</user>", text)
+        return "hm" if sum(map(ord, asked[-1])) % 2 else f"Score: {worth[-1]}"
 
     rows = [
         {"user_input": "What is rice?", "completion": "A grain.", "score": 4},
@@ -113,7 +113,9 @@ def test_scored_answers_are_made_from_a_few() -> None:
         judged = [body for body in service.bodies if body["messages"][-1]["content"].endswith("Score:")]
         assert judged
         assert all(body["temperature"] == 0 for body in judged)
-        assert "<response>\nNo.\n</response>\nScore: 1\n" in judged[0]["messages"][-1]["content"]
+        first, score, second, *_ = judged[0]["messages"]
+        assert ("<response>\nNo.\n</response>" in first["content"], score["content"]) == (True, "1")
+        assert "<response>\nClouds.\n</response>" in second["content"]
     assert sorted(set(levels)) == [1.0, 2.5, 4.0]
     read = [row for _, row in read_rows(Source("more.jsonl"), (RankedRow,)) if isinstance(row, RankedRow)]
     new = read[4:]

@@ -169,11 +169,13 @@ def test_templates_are_filled_in_one_pass_and_checked(tmp_path: Path) -> None:
 def test_a_judge_sees_conversations_rubric_and_examples() -> None:
     asked = Conversation().add("user", "One").add("assistant", "Two").add("user", "Three")
     judge = Judge("Only spelling counts.", 0, 1, [(Conversation().add("user", "Q"), "A", 0.5)])
-    text = judge.request(asked, "Four").last.content
-    assert text.startswith("Only spelling counts.")
-    assert parsed(text) == [("user", "Q"), ("user", "One"), ("assistant", "Two"), ("user", "Three")]
-    assert "<response>\nA\n</response>\nScore: 0.5\n" in text
-    assert judge.request(None, "Whole.").last.content.count("<conversation>") == 1, "the example's alone"
+    shown, score, text = (message.content for message in judge.request(asked, "Four"))
+    assert shown.startswith("Only spelling counts.")
+    assert (parsed(shown), score) == ([("user", "Q")], "0.5")
+    assert "<response>\nA\n</response>\n" in shown
+    assert parsed(text) == [("user", "One"), ("assistant", "Two"), ("user", "Three")]
+    assert "<response>\nFour\n</response>\n" in text
+    assert "<conversation>" not in judge.request(None, "Whole.").last.content
 
 
 # Lists and diversity ------------------------------------------------------------------------------------------------

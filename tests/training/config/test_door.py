@@ -80,6 +80,14 @@ def test_missing_things_are_named() -> None:
         compose(["method=ntp", "model=m", "data=d", "method.lenght=3"])
 
 
+def test_the_last_reply_is_learned_only_where_replies_are() -> None:
+    last = ["model=m", "data=d", "data.train_on=last"]
+    assert compose(["method=sft", *last]).data.train_on.value == "last"
+    for method, learned in {"ntp": "running text", "prefix_lm": "all that follows a random beginning"}.items():
+        with pytest.raises(ValueError, match=f"method={method} learns {learned}; leave it out, or use method=sft"):
+            compose([f"method={method}", *last])
+
+
 def test_a_file_of_keys_and_the_line_beats_it(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(
@@ -91,6 +99,9 @@ def test_a_file_of_keys_and_the_line_beats_it(tmp_path: Path) -> None:
     assert compose(["method=sft"], file).method.name == "sft"
     file.write_text("method: sft\nmodel: m\ndata: d\ntrainer: {lrr: 1}\n")
     with pytest.raises(ValueError, match="lrr"):
+        compose([], file)
+    file.write_text("actor_config: {model: m}\n")
+    with pytest.raises(ValueError, match=r"actor_config is of ChatLLaMA; docs/migrating.md says"):
         compose([], file)
     file.write_text("just text")
     with pytest.raises(ValueError, match="a mapping of keys to values"):

@@ -196,6 +196,8 @@ def test_columns_by_other_names():
     columns = {"question": "instruction", "reply": "output"}
     assert detected(row, columns=columns) == "alpaca"
     assert FORMATS["alpaca"].parse(fields_of(row, columns)) == ChatRow(talk("q", "r"))
+    for both in ({"text": "no", "answers": "yes"}, {"answers": "yes", "text": "no"}):
+        assert fields_of(both, {"answers": "text"}) == {"text": "yes"}
 
 
 def test_most_rows_decide():

@@ -34,9 +34,12 @@ def test_sources_and_weights(mixture, expected):
 
 
 def test_a_format_for_all_that_name_none():
-    sources = parse_mixture(["a.jsonl", {"location": "b.jsonl", "format": "text", "columns": {"x": "text"}}], "oig")
+    mixed = ["a.jsonl", {"location": "b.jsonl", "format": "text", "columns": {"x": "text"}}]
+    sources = parse_mixture(mixed, "oig")
     assert [source.format for source in sources] == ["oig", "text"]
     assert sources[1].columns == {"x": "text"}
+    of_all = [source.columns for source in parse_mixture(mixed, columns={"y": "text"})]
+    assert of_all == [{"y": "text"}, {"x": "text"}]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chatbot.conversation import Conversation
 from chatbot.rendering import Renderer
 from training.data.rows import ChatRow, LabelledRow, PairRow, TextRow
+from training.examples.collate import IGNORE, causal_batch
 from training.examples.making import CUT, NO_LOSS, SHORTENED, TOO_LONG, ExampleMaker
 
 
@@ -24,7 +25,7 @@ def tokenizer(tiny_chat_model: Path) -> Any:
 
 @pytest.fixture
 def make(tokenizer: Any) -> Any:
-    def maker(max_length: int = 512, **more: bool) -> ExampleMaker:
+    def maker(max_length: int = 512, **more: Any) -> ExampleMaker:
         return ExampleMaker(Renderer(tokenizer), max_length, **more)
 
     return maker
@@ -38,6 +39,14 @@ def talk(*turns: str) -> Conversation:
     for number, text in enumerate(turns):
         conversation = conversation.add(("user", "assistant")[number % 2], text)
     return conversation
+
+
+def base_tokenizer(folder: Path) -> Any:
+    """As training opens it: with a template that ends replies."""
+    from training.config.schema import ModelConfig
+    from training.models import load_tokenizer
+
+    return load_tokenizer(ModelConfig(name=str(folder)), folder)
 
 
 def learned(tokenizer: Any, example: Any) -> str:
@@ -55,8 +64,44 @@ def test_all_replies_with_their_ends_are_learned_and_nothing_else(make: Any, tok
     )
 
 
+def test_on_the_last_reply_alone_if_asked(make: Any, tokenizer: Any, tiny_base_model: Path) -> None:
+    whole = talk("!Be kind.", "Hi", "Hello", "And?", "Bye")
+    (example,) = make(train_on="last").examples(ChatRow(whole))
+    assert learned(tokenizer, example) == "Bye<|im_end|>"
+    assert example.ids.tolist() == next(make().examples(ChatRow(whole))).ids.tolist()  # all of it is still read
+    one_reply, pair = ChatRow(talk("Hi", "Hello")), PairRow("Hi", "Hello")
+    for row in (one_reply, pair):
+        (last,), (all_replies,) = make(train_on="last").examples(row), make().examples(row)
+        assert last.mask.tolist() == all_replies.mask.tolist()
+    (seq2seq,) = make(train_on="last", encoder_decoder=True).examples(ChatRow(whole))
+    assert learned(tokenizer, seq2seq) == "Bye<|im_end|>"
+    # A template without an end of its own, and a reply of which nothing is left.
+    base = base_tokenizer(tiny_base_model)
+    (example,) = ExampleMaker(Renderer(base), 512, train_on="last").examples(ChatRow(whole))
+    assert learned(base, example) == " Bye<|endoftext|>"
+    cut = make(40, train_on="last")
+    assert list(cut.examples(ChatRow(talk("Hi", "Hello", "long " * 100, "Bye")))) == []
+    assert cut.counts == {SHORTENED: 1, TOO_LONG: 1}
+
+
+def test_last_replies_that_are_packed_have_these_labels(make: Any, tokenizer: Any) -> None:
+    """Two conversations in one row: a label where the next token is of a last reply, and nowhere else."""
+    maker = make(train_on="last")
+    rows = [ChatRow(talk("a", "b", "c", "de")), ChatRow(talk("f", "g"))]
+    examples = [example for row in rows for example in maker.examples(row)]
+    labels = causal_batch([examples], pad_id=0, packed=True)["shift_labels"][0].tolist()
+    said = ["<|im_start|>user\na", "<|im_start|>assistant\nb", "<|im_start|>user\nc", "<|im_start|>assistant\n"]
+    before = len(tokenizer("<|im_end|>\n".join(said))["input_ids"])
+    reply, after = tokenizer("de<|im_end|>")["input_ids"], len(tokenizer("\n")["input_ids"])
+    second = len(tokenizer("<|im_start|>user\nf<|im_end|>\n<|im_start|>assistant\n")["input_ids"])
+    other = tokenizer("g<|im_end|>")["input_ids"]
+    expected = [IGNORE] * (before - 1) + reply + [IGNORE] * (after + 1)
+    expected += [IGNORE] * (second - 1) + other + [IGNORE] * (after + 1)
+    assert labels == expected
+
+
 def test_on_everything_if_asked(make: Any) -> None:
-    (example,) = make(train_all=True).examples(ChatRow(talk("Hi", "Hello")))
+    (example,) = make(train_on="all").examples(ChatRow(talk("Hi", "Hello")))
     assert example.mask.all()
 
 
@@ -130,10 +175,7 @@ def test_what_cannot_be_learned_is_counted(make: Any) -> None:
 
 def test_a_template_without_an_end_gets_one(tiny_base_model: Path) -> None:
     """A base model has no template; the one it gets for training ends each reply, and generation will stop there."""
-    from training.config.schema import ModelConfig
-    from training.models import load_tokenizer
-
-    tokenizer = load_tokenizer(ModelConfig(name=str(tiny_base_model)), tiny_base_model)
+    tokenizer = base_tokenizer(tiny_base_model)
     (example,) = ExampleMaker(Renderer(tokenizer), 512).examples(ChatRow(talk("Hi", "Hello", "And?", "Bye")))
     assert tokenizer.decode(example.ids) == (
         "Human: Hi\n\nAssistant: Hello<|endoftext|>\n\nHuman: And?\n\nAssistant: Bye<|endoftext|>\n\n"

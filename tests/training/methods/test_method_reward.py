@@ -233,3 +233,45 @@ def test_a_saved_model_scores_as_it_did_in_evaluation(
         order = [reward for reward, score in zip(found, row["scores"], strict=True) if score is not None]
         margins += [better - worse for place, better in enumerate(order) for worse in order[place + 1 :]]
     assert sum(margins) / len(margins) == pytest.approx(evaluations(directory)[-1]["eval_margin"], abs=1e-4)
+
+
+@pytest.mark.parametrize("more", [(), ("peft=lora",)], ids=["whole", "lora"])
+def test_a_saved_model_scores_at_the_length_that_it_was_trained_at(
+    more: tuple[str, ...], run: Any, write: Any, evaluations: Any, tiny_chat_model: Path
+) -> None:
+    """Prompts of which training kept the last turn alone; scores by transformers on those tokens, in evaluation, from
+    the saved directory, and through what RL and `tools/evaluate.py reward` ask."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from chatbot.conversation import Conversation
+    from training.rl.rewards import open_rewards
+    from training.scoring import open_reward_model
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_chat_model)
+    prompts, rows = [], []
+    for number in range(8):
+        turns = Conversation().add("user", "The bridge was opened. " * 4).add("assistant", "Yes.")
+        prompts.append(turns.add("user", f"Add {number} and 1."))
+        rows.append(
+            {"prompt": prompts[-1].to_dicts(), "responses": [f"{number + 1}.", "What?"], "scores": [1, 0]},
+        )
+    data = write("long.jsonl", rows)
+    directory = run("r", "method=reward", f"data={data}", f"data.eval={data}", "trainer.max_steps=3", *more)
+    rewards = open_reward_model(str(directory), "cpu")
+    assert rewards.max_length == 64
+    found = [rewards.scores(prompt, row["responses"]) for prompt, row in zip(prompts, rows, strict=True)]
+    margin = sum(good - bad for good, bad in found) / len(found)
+    assert margin == pytest.approx(evaluations(directory)[-1]["eval_margin"], abs=1e-4)
+    asked = open_rewards(str(directory), device="cpu")(prompts, [row["responses"] for row in rows])
+    assert [score for each in asked for score in each] == pytest.approx([s for each in found for s in each], abs=1e-5)
+    if not more:
+        model: Any = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+        kept = [prompts[0].last.to_dict(), {"role": "assistant", "content": rows[0]["responses"][0]}]
+        text = tokenizer.apply_chat_template(kept, tokenize=False).rstrip()
+        by_hand = model(**tokenizer(text, return_tensors="pt")).logits.item()
+        assert found[0][0] == pytest.approx(by_hand, abs=1e-4)
+    whole = open_rewards(str(directory), device="cpu", max_length=300)(prompts[:1], [rows[0]["responses"]])
+    assert abs(whole[0][0] - found[0][0]) > 1e-3, "it reads all turns where that is asked for"
+    for too_many in (1, 513):
+        with pytest.raises(ValueError, match=f"cannot score {too_many} tokens; its context is 512"):
+            open_reward_model(str(directory), "cpu", too_many)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from tools.torture.resumes import fork_model, preload, start, tiny_data, wait
 
-PIPELINE = "distributed=pipeline"
+PIPELINE, LAST = "distributed=pipeline", "data.train_on=last"
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "one": (1, ()),
     "stages": (2, (PIPELINE, "trainer.save_every=3", "trainer.keep_checkpoints=9")),
@@ -21,8 +22,10 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "adapter-stages": (2, (PIPELINE, "peft=lora", "distributed.schedule=zbv", "distributed.stages=4")),
     "prefix": (1, ("method=prefix_lm", "method.bidirectional=true")),
     "prefix-stages": (2, ("method=prefix_lm", "method.bidirectional=true", PIPELINE)),
-    "packed": (1, ("data.packing=true",)),
-    "packed-stages": (2, ("data.packing=true", PIPELINE, "trainer.gradient_checkpointing=true")),
+    "halves": (1, ("trainer.precision=bf16",)),
+    "halves-stages": (2, (PIPELINE, "trainer.precision=bf16", "distributed.schedule=zbv", "distributed.stages=4")),
+    "packed": (1, ("data.packing=true", LAST)),
+    "packed-stages": (2, ("data.packing=true", LAST, PIPELINE, "trainer.gradient_checkpointing=true")),
 }
 # Runs that go on at step 3 of "stages" with other stages: name -> processes, settings.
 MOVED: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -49,8 +52,15 @@ def without_dropout(model: Path) -> None:
     (model / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.0}))
 
 
+def longer(path: Path, short: Path) -> None:
+    """Conversations of two answers each, for runs that learn the last."""
+    lines = [json.loads(line)["messages"] for line in short.read_text().splitlines()]
+    path.write_text("".join(json.dumps({"messages": one + other}) + "\n" for one, other in pairwise(lines)))
+
+
 def run(folder: Path, name: str, processes: int, more: tuple[str, ...]) -> None:
-    paths = {"model": "model", "data": "data.jsonl", "data.cache": "cache", "trainer.output": name}
+    data = "longer.jsonl" if LAST in more else "data.jsonl"
+    paths = {"model": "model", "data": data, "data.cache": "cache", "trainer.output": name}
     settings = [*SETTINGS, *(f"{key}={folder / path}" for key, path in paths.items())]
     method = [] if any(each.startswith("method=") for each in more) else ["method=sft"]
     if not wait(start([*method, *settings, *more], processes)):
@@ -61,7 +71,7 @@ def main(folder: Path) -> None:
     preload()
     wait([fork_model(folder / "model")])
     without_dropout(folder / "model")
-    tiny_data(folder / "data.jsonl")
+    longer(folder / "longer.jsonl", tiny_data(folder / "data.jsonl"))
     for name, (processes, more) in CASES.items():
         run(folder, name, processes, more)
     for name, (processes, more) in MOVED.items():

@@ -94,6 +94,9 @@ def test_what_is_wrong_is_said_in_a_line(rules: str) -> None:
     wrong = {
         "is missing": lambda: open_rewards(None),
         "give as many": lambda: open_rewards([f"{rules}:length"], [1.0, 2.0]),
+        "a server has its own: tools/serve_reward.py --max-length": lambda: open_rewards(
+            ["http://127.0.0.1:1", f"{rules}:length"], max_length=50
+        ),
         "PYTHONPATH": lambda: open_rewards("no_such_module_at_all:f"),
         "no_such": lambda: open_rewards(f"{rules}:no_such"),
         "is no function": lambda: open_rewards(f"{rules}:number"),

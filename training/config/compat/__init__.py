@@ -1,1 +1,1 @@
-"""Other systems' languages: `speaker.py` understands Speaker's keys."""
+"""Other systems' languages: `speaker.py` understands Speaker's keys, `llm_codebase.py` llm_codebase's arguments."""
