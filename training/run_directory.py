@@ -45,7 +45,7 @@ def open_run(config: Any) -> RunDirectory:
         raise ValueError(f"trainer.output={path} is a file; name a directory")
     checkpoints = Checkpoints(path / "checkpoints", trainer.keep_checkpoints)
     record = path / FILE
-    if path.is_dir() and any(path.iterdir()) and not record.is_file():
+    if path.is_dir() and not record.is_file() and not all(map(_of_a_beginning, path.iterdir())):
         raise ValueError(f"{path} is not empty and no run's directory; name another with trainer.output")
     if trainer.resume == "never":
         if record.is_file() and not trainer.overwrite:
@@ -53,7 +53,7 @@ def open_run(config: Any) -> RunDirectory:
                 f"{path} holds a run; name another directory, or delete that run with trainer.overwrite=true"
             )
         if record.is_file():
-            shutil.rmtree(path)
+            _delete(path)
         return RunDirectory(path, checkpoints, None)
     if trainer.resume != "auto":
         return RunDirectory(path, checkpoints, _named(expand(trainer.resume)))
@@ -61,6 +61,19 @@ def open_run(config: Any) -> RunDirectory:
         _check_same(read_json(record).get("config", {}), plain(config), path)
         checkpoints.recover()
     return RunDirectory(path, checkpoints, checkpoints.newest() if checkpoints.folder.is_dir() else None)
+
+
+def _of_a_beginning(path: Path) -> bool:
+    """Whether a run that was killed before its record stood may have left this: a part of it, or a process's log."""
+    return path.name.startswith(f".{FILE}.") or (path.name.startswith("train.") and path.suffix == ".log")
+
+
+def _delete(run: Path) -> None:
+    """The record last, so that a run which is cut off in this is still known for one."""
+    for path in run.iterdir():
+        if path.name != FILE:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.rmtree(run)
 
 
 def _named(path: Path) -> Checkpoint:

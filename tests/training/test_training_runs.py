@@ -233,6 +233,14 @@ def test_a_finished_run_is_left_as_it_is(run: Run) -> None:
     assert all(value.equal(before[key]) for key, value in weights(directory).items())
 
 
+def test_what_a_run_that_was_killed_at_its_beginning_leaves_is_no_hindrance(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    for name in (".run.json.x1y2.tmp", "train.log", "train.rank1.log"):
+        (tmp_path / "r" / name).write_text("{")
+    directory = run("r", "trainer.max_steps=1")
+    assert json.loads((directory / "run.json").read_text())["status"] == "finished"
+
+
 def test_a_folder_of_something_else_is_not_touched(run: Run, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.txt").write_text("years of work")

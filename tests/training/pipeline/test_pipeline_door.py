@@ -69,6 +69,15 @@ def test_a_run_in_stages_is_the_run_of_one_process(runs, cut, whole):
     assert furthest(runs / cut, runs / whole) < 2e-5
 
 
+def test_bf16_in_stages_rounds_like_bf16_in_one_process(runs):
+    full, expected, found = (logged(runs / name) for name in ("one", "halves", "halves-stages"))
+    assert expected["loss"] != pytest.approx(full["loss"], rel=1e-6)
+    assert found["loss"] != pytest.approx(full["loss"], rel=1e-6)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)  # 8 bits: 2^-8 for each number
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("name", MOVED)
 def test_a_run_goes_on_with_other_stages(runs, name):
     assert logged(runs / name)["loss"][-3:] == pytest.approx(logged(runs / "one")["loss"][-3:], rel=3e-5)
