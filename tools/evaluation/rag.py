@@ -12,17 +12,19 @@ import string
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from chatbot.attribution.attributing import Attributor, says_unknown
-from chatbot.attribution.sentences import spans
+from chatbot.attribution.sentences import spans, without_citations
 from chatbot.conversation import Conversation
 from chatbot.core import Bot, Done, Reply
 from chatbot.options import bot_options, check_options
 from common.files import atomic_write, check_can_write, expand, json_text, read_json, write_json
+from retrieval.types import Encoder, Hit, Searcher
 from tools.evaluation.statistics import wilson
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -32,6 +34,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # What a figure is the share of: (its name, the field of a row, which rows count).
 _RATES = (
     ("retrieval_recall", "found", "answerable"),
+    ("passage_recall", "found_passage", "with_passage"),
     ("exact_match", "exact", "answerable"),
     ("answer_contained", "contained", "answerable"),
     ("false_refusals", "refused", "answerable"),
@@ -48,7 +51,8 @@ _RATES = (
 @click.option("--against", type=_FILE, metavar="JSON", help="The report.json of another run, shown beside this one.")
 def rag(searched: str, questions: Path, report: Path, against: Path | None, **options: Any) -> None:
     """Answer QUESTIONS from INDEX as the shell does, and measure the answers. QUESTIONS: JSON Lines of `question` and
-    `answer` (text, or a list of accepted ones); without an answer it is one that the documents do not answer."""
+    `answer` (text, or a list of accepted ones); without an answer it is one that the documents do not answer. As
+    tools/make_qa.py writes them they also have `passage`, or `without`: passages that the search leaves out."""
     from chatbot.assembly import open_bot
 
     target = expand(report)
@@ -67,7 +71,8 @@ def rag(searched: str, questions: Path, report: Path, against: Path | None, **op
 
 
 def read_questions(path: Path) -> list[dict[str, Any]]:
-    """[{question, answers}] of JSON Lines. Raises ValueError, which names the line, for one that is no question."""
+    """[{question, answers, passage, without}] of JSON Lines; the id of the passage that answers it, or None, and the
+    ids of those that a search is to leave out. Raises ValueError, which names the line, for one that is no question."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -82,12 +87,19 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
             continue
         answers = (row.get("answers") or row.get("answer") or []) if isinstance(row, dict) else None
         answers = [answers] if isinstance(answers, str) else answers
-        if answers is None or not isinstance(row.get("question"), str) or not all(isinstance(a, str) for a in answers):
+        if answers is None or not isinstance(row.get("question"), str) or not _are_texts(answers):
             raise ValueError(f"{path}:{number}: needs `question`, a text, and `answer`, a text or a list of texts")
-        found.append({"question": row["question"], "answers": answers})
+        passage, without = row.get("passage"), row.get("without") or []
+        if not isinstance(passage, str | None) or not _are_texts(without):
+            raise ValueError(f"{path}:{number}: `passage` must be a text, `without` a list of texts: ids of passages")
+        found.append({"question": row["question"], "answers": answers, "passage": passage, "without": without})
     if not found:
         raise ValueError(f"{path}: holds no question")
     return found
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -102,28 +114,58 @@ def answered(bot: Bot, asked: Iterable[Mapping[str, Any]]) -> Iterator[dict[str,
     """A row of the report for each question."""
     for each in asked:
         begun = time.perf_counter()
-        turn = bot.prepare(Conversation().add("user", each["question"]))
+        asked_bot = bot
+        if bot.retriever is not None and each.get("without"):
+            asked_bot = replace(bot, retriever=Without(bot.retriever, frozenset(each["without"])))
+        turn = asked_bot.prepare(Conversation().add("user", each["question"]))
         reply = next(event.reply for event in bot.stream(turn) if isinstance(event, Done))
         seconds = time.perf_counter() - begun
         refused = turn.answer is not None or is_refusal(reply.text)
-        yield judged(each["question"], each["answers"], reply, refused, seconds)
+        yield judged(each["question"], each["answers"], reply, refused, seconds, each.get("passage"))
 
 
-def judged(question: str, answers: Sequence[str], reply: Reply, refused: bool, seconds: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Without:
+    """A searcher that leaves out the passages with the ids `hidden`. Its confidence is as if it did not."""
+
+    searcher: Searcher
+    hidden: frozenset[str]
+
+    @property
+    def floor(self) -> float:
+        """See `retrieval.types.Searcher`."""
+        return self.searcher.floor
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What encodes the queries, where the searcher says."""
+        return getattr(self.searcher, "encoder", None)
+
+    def search(self, queries: Sequence[str], k: int, contexts: Sequence[str] | None = None) -> list[list[Hit]]:
+        """See `retrieval.types.Searcher`."""
+        found = self.searcher.search(queries, k + len(self.hidden), contexts)
+        return [[hit for hit in hits if hit.passage.id not in self.hidden][:k] for hits in found]
+
+
+def judged(
+    question: str, answers: Sequence[str], reply: Reply, refused: bool, seconds: float, passage: str | None = None
+) -> dict[str, Any]:
     """What there is to say of one reply, as JSON values. Its sentences are compared with its sources whether or not the
-    bot did so."""
+    bot did so; what it cites is no part of its words. `passage`: the id of the one that answers, where it is known."""
     passages = [hit.passage for hit in reply.sources]
     sentences = Attributor(passages).attribute(reply.text)
     cited = [(number in each.passages) for each in sentences for number in each.cited]
-    text = normalized(reply.text)
+    bare = without_citations(reply.text)
+    text = normalized(bare)
     return {
         "question": question,
         "answers": list(answers),
         "reply": reply.text,
-        "found": any(_has(normalized(passage.text), answers) for passage in passages),
+        "found": any(holds(normalized(each.text), answers) for each in passages),
+        "found_passage": None if passage is None else any(each.id == passage for each in passages),
         "exact": any(text == normalized(answer) for answer in answers),
-        "f1": max((f1(reply.text, answer) for answer in answers), default=0.0),
-        "contained": _has(text, answers),
+        "f1": max((f1(bare, answer) for answer in answers), default=0.0),
+        "contained": holds(text, answers),
         "refused": refused,
         "flagged": any(verdict.flagged for verdict in reply.verdicts.values()),
         "sentences": len(sentences),
@@ -161,7 +203,8 @@ def f1(reply: str, answer: str) -> float:
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
 
-def _has(text: str, answers: Sequence[str]) -> bool:
+def holds(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers, normalized, is a run of whole words of `text`, which is normalized already."""
     return any(f" {normalized(answer)} " in f" {text} " for answer in answers)
 
 
@@ -171,6 +214,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "all": list(rows),
         "answerable": [row for row in rows if row["answers"]],
         "unanswerable": [row for row in rows if not row["answers"]],
+        "with_passage": [row for row in rows if row.get("found_passage") is not None],
     }
     found: dict[str, Any] = {f"questions_{name}": len(each) for name, each in which.items()}
     for name, field, counted in _RATES:

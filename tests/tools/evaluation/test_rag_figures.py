@@ -53,7 +53,7 @@ def test_figures_by_hand():
     assert (found["questions_all"], found["questions_answerable"], found["questions_unanswerable"]) == (5, 3, 2)
     assert found["exact_match"] == pytest.approx(1 / 3)
     assert found["answer_contained"] == pytest.approx(2 / 3)
-    assert found["f1"] == pytest.approx((1 + 2 / 4 + 0) / 3)  # '[2]' counts as a word
+    assert found["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # '[2]' is no word of the answer
     assert found["refusals_of_unanswerable"] == 0.5
     assert found["false_refusals"] == 0
     assert found["citation_precision"] == 1
@@ -108,6 +108,38 @@ def test_a_whole_run_and_a_second_beside_it(tmp_path: Path):
     assert report["figures"]["retrieval_recall"] == report["figures"]["answer_contained"] == 1
     assert [each["question"] for each in report["rows"]][1] == "Hello"
     assert "other run" in (tmp_path / "two" / "report.html").read_text()
+
+
+def test_passages_may_be_named_and_left_out_of_the_search(tmp_path: Path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "harbour.md").write_text(f"# The harbour\n\n{BRIDGE}\n")
+    (folder / "bread.md").write_text(f"# Bread\n\n{SOURCES[0].passage.text}\n")
+    build_index([folder], tmp_path / "index", "hash")
+    name = f"{folder}/harbour.md#0"
+    lines = [
+        {"question": "When was the harbour bridge opened?", "answers": ["1932"], "passage": name},
+        {"question": "How many lanes has the harbour bridge?", "answers": [], "without": [name]},
+        {"question": "How wide is the harbour bridge?", "answers": ["wide"], "passage": "elsewhere#0"},
+    ]
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--engine", "echo", "--no-moderation", "--floor", "0", "--report", str(tmp_path / "r")]
+    done = CliRunner().invoke(cli, ["rag", str(tmp_path / "index"), str(questions), *flags])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert [row["found_passage"] for row in report["rows"]] == [True, None, False]
+    assert report["figures"]["passage_recall"] == 0.5
+    assert ["1932" in row["reply"] for row in report["rows"]] == [True, False, True]
+    assert report["rows"][1]["sources"] == [f"{folder}/bread.md:3"]
+
+
+@pytest.mark.parametrize("more", [{"passage": 1}, {"without": "a#0"}, {"without": [1]}])
+def test_ids_of_passages_are_texts(tmp_path, more):
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question": "Q", "answer": "A"} | more) + "\n")
+    with pytest.raises(ValueError, match=r"q\.jsonl:1: `passage` must be a text"):
+        read_questions(file)
 
 
 def test_another_file_is_no_report(tmp_path):

@@ -1,0 +1,1 @@
+"""Documents to questions: a private test set, and retrieval-aware training rows."""
