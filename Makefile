@@ -11,13 +11,14 @@ CHAT_MODEL := models/smollm2-135m/config.json
 ENCODER := models/minilm/onnx/proof.json
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup chat serve test check bench bench-chat bench-train bench-pipeline bench-retrieval bench-moderation bench-align torture format clean help
+.PHONY: setup chat serve test check bench bench-chat bench-train bench-pipeline bench-retrieval bench-moderation bench-align loop-demo torture format clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make chat    talk to a model that answers from the sample library"
 	@echo "make serve   the same bot over HTTP on 127.0.0.1:8000"
 	@echo "make test    all tests      make check  lint and types      make bench  speed, beside its peers"
+	@echo "make loop-demo  feedback and documents make the model better, or the gate refuses it (ten minutes)"
 	@echo "make torture kills, damaged indexes, hostile documents and requests (an hour)"
 	@echo "make setup   install only   make format  tidy the code      make clean  remove what was made"
 
@@ -102,12 +103,17 @@ bench-align: $(VENV)/.dev $(CHAT_MODEL) $(ENCODER)
 	$(BIN)/python -m tools.bench.align
 	$(if $(DATA),$(BIN)/python -m tools.bench.alignment_quality --data $(DATA) --work runs/alignment-quality)
 
+# ARGS="--work DIR" keeps it elsewhere
+loop-demo: $(VENV)/.dev $(CHAT_MODEL) $(ENCODER)
+	$(BIN)/python tools/loop_demo.py $(ARGS)
+
 torture: $(VENV)/.dev
 	$(BIN)/python -m tools.torture.kills --kills 200
 	$(BIN)/python -m tools.torture.mutations --files 2000
 	$(BIN)/python -m tools.torture.documents --files 300
 	$(BIN)/python -m tools.torture.requests --num 100000
 	$(BIN)/python -m tools.torture.texts --texts 50000
+	$(BIN)/python -m tools.torture.improving --kills 40
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from common.default_model import default_model, num_passages
 from common.files import home
 from common.models import KNOWN_MODELS
 
@@ -86,7 +87,8 @@ _MODERATION = (
 
 def bot_options(command: _Command) -> _Command:
     """Give a click command all of these flags."""
-    model = click.option("--model", default=DEFAULT_MODEL, help="Known name, model directory, or Hugging Face id.")
+    about = f"Known name, model directory, or Hugging Face id.  [default: the promoted one, else {DEFAULT_MODEL}]"
+    model = click.option("--model", help=about)
     return _with((model, *_LOADING, *_DOCUMENTS, *_PROMPT, *_ANSWER, *_MODERATION), command)
 
 
@@ -112,8 +114,13 @@ def check_options(options: dict[str, Any]) -> None:
         options["retrieval"] = bool(options["index"])
     if not options["index"]:
         options["index"] = (str(home() / "indexes" / "sample"),)
+    if options["model"] is None:
+        promoted = default_model()
+        options["model"] = promoted.model if promoted else DEFAULT_MODEL
+        if promoted:
+            click.echo(f"running {promoted.model}, the default model since {promoted.since}", err=True)
     if options["k"] is None:
         known = KNOWN_MODELS.get(options["model"])
-        options["k"] = (known.num_passages if known else None) or NUM_PASSAGES
+        options["k"] = (known.num_passages if known else num_passages(options["model"])) or NUM_PASSAGES
     if options["moderation"] is None and (options["moderation_model"] or options["moderation_policy"]):
         options["moderation"] = True  # asked for: it is an error where it cannot be had

@@ -19,7 +19,7 @@ from chatbot.engines.decoding.adapters import is_adapter
 from chatbot.engines.gguf_file import find_gguf
 from chatbot.engines.llamacpp_engine import has_wheel
 from common.files import expand
-from common.models import KNOWN_MODELS, models_folder
+from common.models import KNOWN_MODELS, is_prepared, models_folder
 
 
 def load(model: str, options: LoadOptions) -> ChatModel:
@@ -53,7 +53,7 @@ def choose_engine(model: str, options: LoadOptions) -> str:
 def gguf_beside(model: str) -> Path | None:
     """The GGUF file in the directory that `model` stands for, or None; nothing is downloaded to find out."""
     folder = expand(model)
-    if not folder.is_dir() and model in KNOWN_MODELS:
+    if not folder.is_dir() and (model in KNOWN_MODELS or is_prepared(model)):
         folder = models_folder() / model
     return find_gguf(folder) if model.strip() and folder.is_dir() else None
 

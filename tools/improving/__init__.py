@@ -1,0 +1,1 @@
+"""What `tools/improve.py` works with: steps that are resumed, the gate, the report, the switch."""
