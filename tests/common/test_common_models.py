@@ -77,7 +77,7 @@ def test_loading_errors_become_one_line_that_names_the_model() -> None:
 
 
 def test_a_process_that_is_gone_is_not_blamed_on_the_model() -> None:
-    with pytest.raises(ConnectionError, match="^another process$"), loading_errors("m"):
+    with pytest.raises(ConnectionError, match=r"^another process$"), loading_errors("m"):
         raise ConnectionError("another process")
 
 
