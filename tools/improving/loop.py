@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -184,10 +183,7 @@ def _train_step(plan: Plan, base: Path, weights: Mapping[str, str], rows: Made) 
         "overrides": list(plan.overrides),
     }
 
-    def make(folder: Path) -> dict[str, Any]:
-        started = folder / making.RUN
-        if started.exists() and not (started / "run.json").is_file():
-            shutil.rmtree(started)  # killed before the run knew what it was
+    def make(_: Path) -> dict[str, Any]:
         return making.train(_arguments(plan, base))
 
     outputs = tuple(f"{making.RUN}/{name}" for name in ("adapter_model.safetensors", "adapter_config.json"))
