@@ -71,6 +71,7 @@ def _improve(options: dict[str, Any]) -> int:
     own = {name: options.pop(name) for name in _OWN}
     named: str | None = options["model"]
     work = _checked(own, options)
+    gate = read_gate(expand(own["gate"]) if own["gate"] else DEFAULT)
     with only_one(work):
         default = None if named else default_model()
         options["model"] = model_to_improve(work, named, default.model if default else DEFAULT_MODEL)
@@ -83,7 +84,7 @@ def _improve(options: dict[str, Any]) -> int:
             method=own["method"],
             feedback=own["feedback"],
             questions=expand(own["questions"]) if own["questions"] else None,
-            gate=read_gate(expand(own["gate"]) if own["gate"] else DEFAULT),
+            gate=gate,
             gguf=own["gguf"],
             overrides=own["overrides"],
             mask=[each.strip() for each in own["mask"].split(",") if each.strip()],
@@ -105,7 +106,6 @@ def _checked(own: dict[str, Any], options: dict[str, Any]) -> Path:
         raise ValueError("--index is missing: the index that the bot answers from")
     if own["work"] is None:
         raise ValueError("--work is missing: a folder for this improvement, such as runs/improve-1")
-    read_gate(expand(own["gate"]) if own["gate"] else DEFAULT)
     training_arguments(own["method"], Path(), Path(), Path(), own["overrides"])
     if own["method"] == "dpo" and not own["feedback"]:
         raise ValueError("--method dpo learns from --feedback, which is missing")

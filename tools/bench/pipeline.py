@@ -32,16 +32,16 @@ from tools.launching import environments
 
 ROWS, TOKENS = 8, 128
 PIPELINE = ("distributed=pipeline", "trainer.batch_size=1", f"trainer.accumulate={ROWS}")
-CASES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "one process, 2 threads": (1, (f"trainer.batch_size={ROWS}",)),
-    "one process, 1 thread": (1, (f"trainer.batch_size={ROWS}",)),
-    "one, micro-batches": (1, ("trainer.batch_size=1", f"trainer.accumulate={ROWS}")),
-    "DDP, 2 processes": (2, (f"trainer.batch_size={ROWS // 2}",)),
-    "gpipe": (2, (*PIPELINE, "distributed.schedule=gpipe")),
-    "1f1b": (2, PIPELINE),
-    "interleaved_1f1b": (2, (*PIPELINE, "distributed.schedule=interleaved_1f1b", "distributed.stages=4")),
-    "zbv": (2, (*PIPELINE, "distributed.schedule=zbv", "distributed.stages=4")),
-    "dualpipev": (2, (*PIPELINE, "distributed.schedule=dualpipev", "distributed.stages=4")),
+CASES: dict[str, tuple[int, int, tuple[str, ...]]] = {  # name -> processes, threads of each, settings
+    "one process, 2 threads": (1, 2, (f"trainer.batch_size={ROWS}",)),
+    "one process, 1 thread": (1, 1, (f"trainer.batch_size={ROWS}",)),
+    "one, micro-batches": (1, 2, ("trainer.batch_size=1", f"trainer.accumulate={ROWS}")),
+    "DDP, 2 processes": (2, 1, (f"trainer.batch_size={ROWS // 2}",)),
+    "gpipe": (2, 1, (*PIPELINE, "distributed.schedule=gpipe")),
+    "1f1b": (2, 1, PIPELINE),
+    "interleaved_1f1b": (2, 1, (*PIPELINE, "distributed.schedule=interleaved_1f1b", "distributed.stages=4")),
+    "zbv": (2, 1, (*PIPELINE, "distributed.schedule=zbv", "distributed.stages=4")),
+    "dualpipev": (2, 1, (*PIPELINE, "distributed.schedule=dualpipev", "distributed.stages=4")),
 }
 Mark = tuple[float, list[float]]
 SMALL = ("one process, 2 threads", "1f1b", "zbv")  # of a model with a small vocabulary
@@ -80,8 +80,7 @@ def _table(title: str, overrides: Sequence[str], names: Sequence[str], work: Pat
     click.echo(f"{'save s':>7}  losses")
     first: Found | None = None
     for name in names:
-        processes, more = CASES[name]
-        threads = 2 if processes == 1 and name != "one process, 1 thread" else 1
+        processes, threads, more = CASES[name]
         found = _run([*overrides, *more, f"trainer.output={work / title.replace(' ', '-') / name}"], processes, threads)
         first = first or found
         theory = f"{(processes - 1) / (ROWS + processes - 1):.3f}" if name in ("gpipe", "1f1b") else ""

@@ -208,6 +208,11 @@ def holds(text: str, answers: Sequence[str]) -> bool:
     return any(f" {normalized(answer)} " in f" {text} " for answer in answers)
 
 
+def is_right(row: Mapping[str, Any]) -> bool:
+    """Whether a reply is right: it holds an accepted answer; for an unanswerable question, it says so."""
+    return bool(row["contained"] if row["answers"] else row["refused"])
+
+
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The shares over all rows, each with its number and 95 % interval (Wilson); None where nothing counts."""
     which = {
@@ -275,7 +280,6 @@ def _html_row(row: Mapping[str, Any], other: Mapping[str, Any] | None, beside: b
 
 
 def _html_reply(row: Mapping[str, Any]) -> str:
-    right = row["contained"] if row["answers"] else row["refused"]
     notes = [
         f"{row['supported']} of {row['sentences']} sentences supported",
         f"{row['seconds']:.2f} s",
@@ -283,7 +287,7 @@ def _html_reply(row: Mapping[str, Any]) -> str:
     ]
     notes += [f"{each['text']} ({each['reason']})" for each in row["unsupported"]]
     small = "".join(f"<small>{html.escape(note)}</small>" for note in notes)
-    return f'<span class="{"yes" if right else "no"}">{html.escape(row["reply"])}</span>{small}'
+    return f'<span class="{"yes" if is_right(row) else "no"}">{html.escape(row["reply"])}</span>{small}'
 
 
 def _number(value: Any) -> str:

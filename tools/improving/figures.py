@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tools.evaluation.rag import is_right
 from tools.evaluation.statistics import RESAMPLES, Interval
 
 Row = Mapping[str, Any]
@@ -58,11 +59,6 @@ def _unanswerable(row: Row) -> float:
 
 def _always(_: Row) -> float:
     return 1.0
-
-
-def is_right(row: Row) -> bool:
-    """Whether a reply is right: it holds an accepted answer; for an unanswerable question, it says so."""
-    return bool(row["contained"] if row["answers"] else row["refused"])
 
 
 def _share(about: str, field: str, of: str | Callable[[Row], float] = _always, lower_is_better: bool = False) -> Figure:

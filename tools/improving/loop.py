@@ -178,7 +178,7 @@ def _arguments(plan: Plan, base: Path) -> list[str]:
 def _train_step(plan: Plan, base: Path, weights: Mapping[str, str], rows: Made) -> Step:
     inputs = {
         "method": plan.method,
-        "base": _needed(weights, ".gguf"),
+        "base": _without_gguf(weights),
         "rows": rows.sums[TRAIN],
         "overrides": list(plan.overrides),
     }
@@ -193,7 +193,7 @@ def _train_step(plan: Plan, base: Path, weights: Mapping[str, str], rows: Made) 
 def _model_step(plan: Plan, base: Path, weights: Mapping[str, str], adapter: Made, gguf: bool) -> Step:
     stem = _stem(str(plan.bot["model"]))
     about = {"name": stem, "made_from": str(plan.bot["model"]), "num_passages": plan.bot["k"]}
-    inputs = {"base": _needed(weights, ".gguf"), "adapter": adapter.sums, "gguf": gguf, "about": about}
+    inputs = {"base": _without_gguf(weights), "adapter": adapter.sums, "gguf": gguf, "about": about}
 
     def make(folder: Path) -> dict[str, Any]:
         return making.make_model(folder, adapter.folder / making.RUN, base, gguf, about)
@@ -201,8 +201,9 @@ def _model_step(plan: Plan, base: Path, weights: Mapping[str, str], adapter: Mad
     return Step("model", inputs, make, (making.MODEL,), resumes=True)
 
 
-def _needed(weights: Mapping[str, str], but: str) -> dict[str, str]:
-    return {name: each for name, each in weights.items() if not name.lower().endswith(but)}
+def _without_gguf(weights: Mapping[str, str]) -> dict[str, str]:
+    """What training and merging read: not the GGUF files."""
+    return {name: each for name, each in weights.items() if not name.lower().endswith(".gguf")}
 
 
 def _measuring_step(name: str, plan: Plan, model: str, weights: Mapping[str, str], rows: Made, say: Say) -> Step:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_write, write_json
+from tools.evaluation.rag import is_right
 from tools.evaluation.statistics import Interval
-from tools.improving.figures import FIGURES, Compared, Row, is_right
+from tools.improving.figures import FIGURES, Compared, Row
 from tools.improving.gate import Verdict
 
 NUM_EXAMPLES = 5  # of each kind, in Markdown

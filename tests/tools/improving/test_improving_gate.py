@@ -14,8 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tools.evaluation.rag import figures
-from tools.improving.figures import FIGURES, Compared, compare, is_right
+from tools.evaluation.rag import figures, is_right
+from tools.improving.figures import FIGURES, Compared, compare
 from tools.improving.gate import BOUNDS, DEFAULT, Line, judge, read_gate
 
 
