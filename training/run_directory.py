@@ -15,6 +15,7 @@ from typing import Any
 from common.files import expand, home, read_json
 from training.checkpoints import STATE, Checkpoint, Checkpoints
 from training.record import FILE, plain
+from training.tracking.logfile import LOGS
 
 # Settings that may differ when a run goes on: they change what is told and kept, not what is computed.
 MAY_CHANGE = {
@@ -65,7 +66,7 @@ def open_run(config: Any) -> RunDirectory:
 
 def _of_a_beginning(path: Path) -> bool:
     """Whether a run that was killed before its record stood may have left this: a part of it, or a process's log."""
-    return path.name.startswith(f".{FILE}.") or (path.name.startswith("train.") and path.suffix == ".log")
+    return path.name.startswith(f".{FILE}.") or path.match(LOGS)
 
 
 def _delete(run: Path) -> None:

@@ -34,6 +34,7 @@ import click
 from common.cli import OneLineCommand
 from common.files import atomic_write, read_json, write_json
 from tools.evaluation.rag import read_report
+from tools.evaluation.resuming import read_records
 
 _ROOT = Path(__file__).parents[2]
 _SHOWN = (
@@ -114,8 +115,8 @@ class Steps:
 
 def _write_questions(data: Path, corpus: Path, target: Path, limit: int | None) -> int:
     """The questions as tools/make_qa.py reads them; returns their number."""
-    asked = {row["_id"]: row["text"] for row in _rows(data / "queries.jsonl")}
-    answers = {row["_id"]: row["answers"] for row in _rows(data / "answers.jsonl")}
+    asked = {row["_id"]: row["text"] for row in read_records(data / "queries.jsonl")}
+    answers = {row["_id"]: row["answers"] for row in read_records(data / "answers.jsonl")}
     judged = [line.split("\t") for line in (data / "qrels" / "test.tsv").read_text("utf-8").splitlines()[1:]]
     gold = {query: document for query, document, score in judged if int(score) > 0}
     names = [name for name in asked if name in gold and answers.get(name)][:limit]
@@ -124,10 +125,6 @@ def _write_questions(data: Path, corpus: Path, target: Path, limit: int | None) 
             row = {"question": asked[name], "answers": answers[name], "document": f"{corpus}#{gold[name]}"}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return len(names)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 def _make_rows(steps: Steps, work: Path, num: int, options: Mapping[str, Any], after: str) -> str:

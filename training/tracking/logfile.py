@@ -10,6 +10,7 @@ from pathlib import Path
 from training.tracking.redaction import redacted_text
 
 LOG = "train.log"
+LOGS = "train*.log"  # of all processes
 _LIBRARIES = ("", "transformers")  # loggers that hand nothing on: the root, and transformers'
 
 _LEVELS = ("WARNING", "ERROR", "CRITICAL")
