@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,22 +15,16 @@ from retrieval.confidence.abstention import Judge
 from retrieval.encoders import cached, open_encoder
 from retrieval.index.encoder import check_encoder
 from retrieval.index.manifest import Manifest
+from retrieval.index.segment import Segment
 from retrieval.index.store import Place, Store
 from retrieval.passages import folded
 from retrieval.scoring.lexical import WeightedQuery, parse_query
 from retrieval.search.expansion import joined, neighbourhood
 from retrieval.search.filters import Filter
+from retrieval.search.followups import mixed_vectors
 from retrieval.search.ranking import Candidates, Ranker
 from retrieval.search.reranking import Reranker, open_reranker
 from retrieval.types import Encoder, Hit
-
-# A follow-up question is searched for by a mix of itself and itself after the conversation, which finds more than
-# either alone. `tools/bench/followups.py` compares ways; weights from 0.5 to 0.7 do alike.
-QUERY_WEIGHT = 0.6
-CONTEXT_WEIGHT = 0.4
-# Encoders read a text from its start, the usual ones 256 tokens of it: of a long conversation take the end, so that
-# the query, which comes after it, is not what they leave out.
-CONTEXT_CHARS = 800
 
 NUM_CANDIDATES = 100  # from each side
 NUM_RERANKED = 30  # different texts, more where more are asked for
@@ -86,6 +80,7 @@ class Retriever:
         check_encoder(encoder, self._opened.store.manifest, store.index)
         self._encoder = cached(encoder)
         self._where, self._reach, self._reranker = where or Filter(), reach, reranker
+        self._hidden: frozenset[str] = frozenset()
 
     @classmethod
     def open(
@@ -155,6 +150,13 @@ class Retriever:
         narrower._where = Filter((*self._where.conditions, *where.conditions))
         return narrower
 
+    def without(self, hidden: Collection[str]) -> Retriever:
+        """This retriever, as if the index did not hold the passages with these ids: they are not found, and do not
+        count for the confidence either. It shares everything else."""
+        fewer = copy.copy(self)
+        fewer._hidden = self._hidden.union(hidden)
+        return fewer
+
     def search(self, queries: Sequence[str], k: int, contexts: Sequence[str] | None = None) -> list[list[Hit]]:
         """See `types.Searcher`. Passages of the same text, whatever their titles, count once. A blank query finds
         nothing.
@@ -208,14 +210,31 @@ class Retriever:
         """Candidates for each query, enough of them for `k` hits where there are as many."""
         enough = self._num_texts(k)
         num = max(NUM_CANDIDATES, 2 * enough)
-        found = opened.ranker.rank(vectors, words, num, self._where)
+        found = self._rank(opened, vectors, words, num)
         for i, candidates in enumerate(found):
             wanted = num
             while len(candidates) >= wanted and len(self._distinct(opened, candidates, enough)) < enough:
                 wanted *= 4
-                candidates = opened.ranker.rank(vectors[i : i + 1], [words[i]], wanted, self._where)[0]
+                candidates = self._rank(opened, vectors[i : i + 1], [words[i]], wanted)[0]
             found[i] = candidates
         return found
+
+    def _rank(
+        self, opened: Opened, vectors: NDArray[np.float32], words: Sequence[WeightedQuery], num: int
+    ) -> list[Candidates]:
+        """For each query the best `num` of either side, and perhaps more, none of them hidden."""
+        found = opened.ranker.rank(vectors, words, num + len(self._hidden), self._where)
+        return [self._shown(opened, candidates) for candidates in found] if self._hidden else found
+
+    def _hidden_near(self, segment: Segment, i: int) -> set[int]:
+        """Those that would be shown with passage `i`, were they not hidden."""
+        near = range(max(i - self._reach, 0), min(i + self._reach + 1, len(segment))) if self._hidden else ()
+        return {j for j in near if segment.passage(j).id in self._hidden}
+
+    def _shown(self, opened: Opened, candidates: Candidates) -> Candidates:
+        places = zip(candidates.segments.tolist(), candidates.ids.tolist(), strict=True)
+        hidden = [opened.store.passage(place).id in self._hidden for place in places]
+        return candidates.without(np.array(hidden, dtype=bool))
 
     def pick(
         self,
@@ -242,7 +261,7 @@ class Retriever:
             else:
                 num_picked += 1
                 texts[text] = num_picked
-                taken = {i for number_, i in shown if number_ == place[0]}
+                taken = {i for number_, i in shown if number_ == place[0]} | self._hidden_near(segment, place[1])
                 ids = neighbourhood(segment, place[1], vector, self._reach, taken)
                 shown.update(((place[0], i), num_picked) for i in ids)
                 yield number, Picked(number, place, ids)
@@ -301,16 +320,6 @@ class Retriever:
             if len(numbers) == num:
                 break
         return list(numbers.values())
-
-
-def mixed_vectors(encoder: Encoder, queries: Sequence[str], contexts: Sequence[str]) -> NDArray[np.float32]:
-    """(n, dim) unit vectors, each mixed with its context where that is not blank; one call to the encoder."""
-    followups = [i for i, context in enumerate(contexts) if context.strip()]
-    vectors = encoder.encode([*queries, *(f"{contexts[i].strip()[-CONTEXT_CHARS:]}\n{queries[i]}" for i in followups)])
-    own, whole = vectors[: len(queries)].copy(), vectors[len(queries) :]
-    own[followups] = QUERY_WEIGHT * own[followups] + CONTEXT_WEIGHT * whole
-    own /= np.linalg.norm(own, axis=1, keepdims=True)
-    return own
 
 
 def _check_reach(reach: int) -> None:

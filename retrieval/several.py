@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from retrieval.hiding import without
 from retrieval.search.filters import Filter
 from retrieval.types import Hit, Searcher
 
@@ -34,6 +35,10 @@ class SeveralIndexes:
         if not all(hasattr(searcher, "limited") for searcher in searchers):
             raise ValueError("one of the indexes knows no conditions on documents; leave them out")
         return SeveralIndexes([searcher.limited(where) for searcher in searchers])
+
+    def without(self, hidden: Collection[str]) -> SeveralIndexes:
+        """All of them, as if the passages with these ids were not there; see `hiding.without`."""
+        return SeveralIndexes([without(searcher, hidden) for searcher in self._searchers])
 
     def search(self, queries: Sequence[str], k: int, contexts: Sequence[str] | None = None) -> list[list[Hit]]:
         """See `types.Searcher`."""

@@ -35,12 +35,13 @@ from retrieval.qdrant.connection import (
     resolve,
 )
 from retrieval.qdrant.uploading import upload, upload_command
-from retrieval.retriever import NUM_CANDIDATES, mixed_vectors
+from retrieval.retriever import NUM_CANDIDATES
 from retrieval.scoring.calibration import features
 from retrieval.scoring.fusion import NUM_SMOOTHED, fuse, shares_of, smooth
 from retrieval.scoring.lexical import WeightedQuery, parse_query
 from retrieval.scoring.tokens import Tokenizer
 from retrieval.search.filters import Filter
+from retrieval.search.followups import mixed_vectors
 from retrieval.types import Encoder, Hit, Passage
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import string
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from chatbot.conversation import Conversation
 from chatbot.core import Bot, Done, Reply
 from chatbot.options import bot_options, check_options
 from common.files import atomic_write, check_can_write, expand, json_text, read_json, write_json
-from retrieval.types import Encoder, Hit, Searcher
+from retrieval.hiding import without
 from tools.evaluation.statistics import wilson
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -116,35 +116,12 @@ def answered(bot: Bot, asked: Iterable[Mapping[str, Any]]) -> Iterator[dict[str,
         begun = time.perf_counter()
         asked_bot = bot
         if bot.retriever is not None and each.get("without"):
-            asked_bot = replace(bot, retriever=Without(bot.retriever, frozenset(each["without"])))
+            asked_bot = replace(bot, retriever=without(bot.retriever, each["without"]))
         turn = asked_bot.prepare(Conversation().add("user", each["question"]))
         reply = next(event.reply for event in bot.stream(turn) if isinstance(event, Done))
         seconds = time.perf_counter() - begun
         refused = turn.answer is not None or is_refusal(reply.text)
         yield judged(each["question"], each["answers"], reply, refused, seconds, each.get("passage"))
-
-
-@dataclass(frozen=True)
-class Without:
-    """A searcher that leaves out the passages with the ids `hidden`. Its confidence is as if it did not."""
-
-    searcher: Searcher
-    hidden: frozenset[str]
-
-    @property
-    def floor(self) -> float:
-        """See `retrieval.types.Searcher`."""
-        return self.searcher.floor
-
-    @property
-    def encoder(self) -> Encoder | None:
-        """What encodes the queries, where the searcher says."""
-        return getattr(self.searcher, "encoder", None)
-
-    def search(self, queries: Sequence[str], k: int, contexts: Sequence[str] | None = None) -> list[list[Hit]]:
-        """See `retrieval.types.Searcher`."""
-        found = self.searcher.search(queries, k + len(self.hidden), contexts)
-        return [[hit for hit in hits if hit.passage.id not in self.hidden][:k] for hits in found]
 
 
 def judged(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qa_documents import TOWNS, asked, passages, question
 
+from retrieval.hiding import without as hiding
 from retrieval.types import Passage
-from tools.evaluation.rag import Without
 from tools.questions.given import Given, placed, round_trip
 from tools.questions.library import Library
 from tools.questions.splitting import split
@@ -113,7 +113,7 @@ def test_a_hidden_question_finds_no_passage_that_holds_an_answer(library: Librar
         other = hidden(each, without)
         assert other.answers == ()
         for k in (1, 3, 5):
-            shown = Without(library.retriever, frozenset(other.without)).search([other.text], k)[0]
+            shown = hiding(library.retriever, other.without).search([other.text], k)[0]
             assert len(shown) == min(k, len(library) - len(without))
             assert not any(stands_in(each.answers[0], hit.passage.text) for hit in shown)
 
