@@ -21,7 +21,7 @@ from common.models import without_precision
 from common.plugins import plugin
 from retrieval.commands.asking import explain_command, info_command, search_command
 from retrieval.commands.judging import doctor_command, evaluate_command, tune_command
-from retrieval.commands.options import device_option, index_option
+from retrieval.commands.options import device_option, false_refusals_option, index_option
 from retrieval.commands.progress import progress_bar
 from retrieval.documents import Limits
 from retrieval.encoders import DEFAULT_ENCODER
@@ -79,6 +79,7 @@ def work_options(command: _Command) -> _Command:
 @click.option("--factory", default=IndexSettings.factory, show_default=True, help="Faiss factory string, or by size.")
 @click.option("--floor", type=float, help="Confidence below which nothing is said.  [default: found]")
 @click.option("--calibrate/--no-calibrate", default=True, help="Find the floor from the documents.")
+@false_refusals_option
 @click.option("--screen/--no-screen", default=None, help="Judge which passages give orders.  [default: with minilm]")
 @work_options
 def build_command(
@@ -95,6 +96,7 @@ def build_command(
     factory: str,
     floor: float | None,
     calibrate: bool,
+    false_refusals: float,
     screen: bool | None,
     device: str | None,
     workers: int,
@@ -114,7 +116,7 @@ def build_command(
     )
     Tokenizer(language)  # an unknown one should not show file by file
     limits = Limits(seconds=max_seconds, memory_mb=max_memory)
-    work: dict[str, Any] = {"screener": _screener(screen, encoder), "limits": limits}
+    work: dict[str, Any] = {"screener": _screener(screen, encoder), "limits": limits, "false_refusals": false_refusals}
     with _runner(workers, ray, device) as run, progress_bar() as on_progress:
         report = build_index(
             paths, index, encoder, settings, floor, device, calibrate, run=run, on_progress=on_progress, **work

@@ -10,7 +10,13 @@ from pathlib import Path
 import click
 
 from common.text import printable
-from retrieval.commands.options import device_option, encoder_option, index_option, json_option
+from retrieval.commands.options import (
+    device_option,
+    encoder_option,
+    false_refusals_option,
+    index_option,
+    json_option,
+)
 from retrieval.commands.progress import progress_bar
 from retrieval.confidence.questions import read_labelled
 from retrieval.encoders import DEFAULT_ENCODER, open_encoder
@@ -36,6 +42,7 @@ from retrieval.writing.building import build_index
 @click.option("--questions", type=click.Path(path_type=Path), help="JSON Lines of your own, instead of made ones.")
 @click.option("--windows", default="2,3,5", show_default=True, help="With PATHS: sentences in a passage to try.")
 @encoder_option
+@false_refusals_option
 @device_option
 @json_option
 def tune_command(
@@ -44,6 +51,7 @@ def tune_command(
     questions: Path | None,
     windows: str,
     encoder: str | None,
+    false_refusals: float,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -64,7 +72,7 @@ def tune_command(
             build_index(paths, index, opened, settings, calibrate=False, on_progress=on_progress)
     else:
         opened = open_encoder(encoder or read_manifest(Path(index)).encoder.name, device)
-    tuned = tune_index(index, opened, labelled)
+    tuned = tune_index(index, opened, labelled, false_refusals)
     if as_json:
         figures = [{"name": row.name, "mrr": row.mrr, "difference": row.difference} for row in tuned.rows]
         shown = {"windows": tried, "ranking": figures, "changed": tuned.changed, "floor": tuned.manifest.floor}

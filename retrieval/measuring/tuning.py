@@ -19,7 +19,7 @@ from retrieval.confidence.questions import Labelled, make_questions
 from retrieval.index.manifest import IndexSettings, Manifest, now
 from retrieval.index.store import Store, commit, writing
 from retrieval.passages import SplitSettings
-from retrieval.scoring.calibration import MIN_QUESTIONS
+from retrieval.scoring.calibration import MIN_QUESTIONS, TARGET_FALSE_REFUSAL
 from retrieval.scoring.fusion import FusionSettings
 from retrieval.scoring.lexical import WeightedQuery, parse_query
 from retrieval.search.filters import Filter
@@ -65,11 +65,17 @@ class Tuned:
     manifest: Manifest
 
 
-def tune_index(index: str | Path, encoder: Encoder, labelled: Sequence[Labelled] = ()) -> Tuned:
+def tune_index(
+    index: str | Path,
+    encoder: Encoder,
+    labelled: Sequence[Labelled] = (),
+    false_refusals: float = TARGET_FALSE_REFUSAL,
+) -> Tuned:
     """Measure the ranking settings of an index, keep the winner, and fit the floor to it.
 
     Another setting replaces the one in use only if it is better by more than two standard errors, on 10 questions or
-    more. The floor is fitted to `labelled` where these are enough, else to made questions. Raises ValueError where no
+    more. The floor is fitted to `labelled` where these are enough, else to made questions, so that it refuses the
+    share `false_refusals` of those that have an answer. Raises ValueError where no
     questions can be made or none of `labelled` names what answers it.
     """
     index = Path(index)
@@ -90,7 +96,7 @@ def tune_index(index: str | Path, encoder: Encoder, labelled: Sequence[Labelled]
         changed = len(asked) >= MIN_ASKED and best.difference > 2 * best.spread
         settings = replace(store.manifest.settings, fusion=best.fusion if changed else used)
         manifest = replace(store.manifest, settings=settings, updated=now())
-        manifest = fit_floor(Store(index, manifest), encoder, labelled if _is_enough(labelled) else ())
+        manifest = fit_floor(Store(index, manifest), encoder, labelled if _is_enough(labelled) else (), false_refusals)
         commit(index, manifest)
     return Tuned(len(asked), tuple(rows), changed, manifest)
 

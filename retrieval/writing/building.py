@@ -13,6 +13,7 @@ from retrieval.encoders import DEFAULT_ENCODER, as_encoder, default_floor
 from retrieval.index.manifest import EncoderInfo, IndexSettings, Manifest, now
 from retrieval.index.store import Store, commit, discard, writing
 from retrieval.scoring.ann import check_factory
+from retrieval.scoring.calibration import TARGET_FALSE_REFUSAL
 from retrieval.scoring.fusion import UNRELATED, baseline_of
 from retrieval.types import Encoder, Screener
 from retrieval.writing.plan import Plan, vectors_of
@@ -34,11 +35,13 @@ def build_index(
     run: Runner = run_here,
     limits: Limits | None = None,
     on_progress: OnProgress | None = None,
+    false_refusals: float = TARGET_FALSE_REFUSAL,
 ) -> Report:
     """Build the index of the documents under `paths` in the folder `index`, in place of the index there, if any.
 
     `encoder` is one, or the name of one (see `open_encoder`, also for `device`). `floor` is the score below which a
-    hit says nothing; None: found from the documents (`calibrate`), else the one measured for the encoder.
+    hit says nothing; None: found from the documents (`calibrate`), so that it refuses the share `false_refusals` of the
+    questions that they answer, else the one measured for the encoder.
     `screener` judges the passages, see `types.Passage`. `run` says where the work is done. Memory holds one document,
     one batch of passages and the search structures of one segment, however many there are.
 
@@ -82,7 +85,7 @@ def build_index(
                 updated=now(),
             )
             if calibrate and floor is None:
-                manifest = fit_floor(Store(index, manifest), encoder)
+                manifest = fit_floor(Store(index, manifest), encoder, target_false_refusal=false_refusals)
             manifest = screened(index, manifest, screener)
             commit(index, manifest)
         except Exception:

@@ -72,6 +72,22 @@ def test_a_build_finds_the_floor_unless_told_not_to(docs: Path, tmp_path: Path, 
     assert (manifest.calibration is not None) == is_fitted == (manifest.floor > 0)
 
 
+def test_a_floor_that_may_refuse_more_is_higher(docs: Path, tmp_path: Path) -> None:
+    index, floors = tmp_path / "index", []
+    for share in ("0", "0.1", "0.3", "0.5"):
+        assert run("build", docs, "--index", index, "--encoder", "hash", "--false-refusals", share).exit_code == 0
+        manifest = read_manifest(index)
+        floors.append(manifest.floor)
+        assert manifest.calibration is not None
+        assert manifest.calibration.target_false_refusal == float(share)
+        assert run("tune", "--index", index, "--false-refusals", "0.2").exit_code == 0
+        tuned = read_manifest(index).calibration
+        assert tuned is not None
+        assert tuned.target_false_refusal == 0.2
+    assert floors == sorted(floors)
+    assert floors[0] < floors[-1]
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -259,6 +275,7 @@ BUILD = "build {docs} --index {new} --encoder hash"
         ("tune --index {index} --windows x", "--windows x: write whole numbers with commas, as in 2,3,5"),
         ("tune --index {index} --windows 0", "window is 0; it must be at least 1"),
         ("tune --index {new}", "there is no index in"),
+        ("tune --index {index} --false-refusals 0.6", "0.6 is not in the range 0<=x<=0.5"),
         ("tune {docs} --index {new} --windows 2, --encoder hash", "--windows 2,: write whole numbers"),
         ("doctor --index {new}", "there is no index in"),
         ("nonsense", "No such command 'nonsense'"),
