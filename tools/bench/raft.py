@@ -9,8 +9,8 @@ Each step is a command that anyone could give:
 2. tools/make_qa.py splits the questions by document; some test questions are asked of an index without the
    passages that hold an answer (tools/questions/unanswerable.py). The others make training rows.
 3. A LoRA adapter is trained on the first --rows of them (several numbers give a curve), merged, made a GGUF file.
-4. tools/evaluate.py rag asks the untrained model and each trained one the same test questions, in the same bot. The
-   index's floor is off (--floor 0), so that the model alone refuses.
+4. tools/evaluate.py rag asks the untrained model and each trained one the same test questions, in the same bot: once
+   with the index's floor off (--floor 0), so that the model alone refuses, and once with the floor.
 
 What is finished in --work is not done again: after a kill give the same command. A step whose command, or a step before
 it, has changed is done anew.
@@ -51,15 +51,16 @@ _SHOWN = (
 @click.option("--unanswerable", type=click.FloatRange(0, 0.9), default=0.25, help="Of the test.")
 @click.option("--limit", type=click.IntRange(min=4), help="Use only so many questions of DATA, to try it.")
 @click.option(
-    "--rows", type=click.IntRange(min=1), multiple=True, default=(1200,), help="Of training; may be repeated."
+    "--rows", type=click.IntRange(min=1), multiple=True, default=(1000,), help="Of training; may be repeated."
 )
 @click.option("--epochs", default=2.0)
 @click.option("--steps", type=click.IntRange(min=1), help="Of training, instead of --epochs: to try it.")
-@click.option("--lr", default=5e-4)
+@click.option("--lr", default=1e-3)
 @click.option("--rank", type=click.IntRange(min=1), default=16, help="Of LoRA.")
 @click.option("--k", type=click.IntRange(min=1), default=1, help="Passages that the model is shown.")
+@click.option("--false-refusals", type=click.FloatRange(0, 0.5), default=0.1, help="That the floor is fitted to.")
 @click.option("--window", type=click.IntRange(min=1), default=3, help="Sentences in a passage.")
-@click.option("--without-gold", type=click.FloatRange(0, 0.5), default=0.3, help="Of the training rows.")
+@click.option("--without-gold", type=click.FloatRange(0, 0.5), default=0.1, help="Of the training rows.")
 @click.option("--order", type=click.Choice(("random", "found")), default="found", help="Of the passages in training.")
 @click.option("--style", type=click.Choice(("short", "sentence")), default="short", help="Of the answers learned.")
 @click.option("--max-length", type=click.IntRange(min=64), default=768, help="Tokens of a packed row.")
@@ -73,16 +74,17 @@ def cli(data: Path, work: Path, rows: tuple[int, ...], **options: Any) -> None:
     work.mkdir(parents=True, exist_ok=True)
     steps = Steps(work)
     corpus = data / "corpus.jsonl"
-    cut = ("--window", options["window"], "--stride", options["window"])
-    build = ("-m", "retrieval", "build", corpus, "--index", work / "index", *cut, "--no-screen", "--no-calibrate")
+    cut = ("--window", options["window"], "--stride", options["window"], "--no-screen")
+    fitted = ("--false-refusals", options["false_refusals"])
+    build = ("-m", "retrieval", "build", corpus, "--index", work / "index", *cut, *fitted)
     index = steps.run("index", work / "index", *build, resumes=True)
     num = _write_questions(data, corpus, work / "questions.jsonl", options["limit"])
     made = _make_rows(steps, work, num, options, index)
-    reports = {"before": _evaluate(steps, work, "before", options["model"], options, made)}
+    reports = _evaluate(steps, work, "before", options["model"], options, made)
     for count in sorted(set(rows)):
         folder = work / f"rows-{count}"
         trained = _train(steps, work, folder, count, options, made)
-        reports[f"{count} rows"] = _evaluate(steps, work, f"rows-{count}", str(folder / "model"), options, trained)
+        reports |= _evaluate(steps, work, f"{count} rows", str(folder / "model"), options, trained)
     _print_table(reports)
 
 
@@ -159,13 +161,17 @@ def _train(steps: Steps, work: Path, folder: Path, count: int, options: Mapping[
 
 def _evaluate(
     steps: Steps, work: Path, name: str, model: str, options: Mapping[str, Any], after: str
-) -> dict[str, Any]:
-    target = work / "reports" / name
-    flags: list[object] = ["--model", model, "--engine", options["engine"], "--k", options["k"]]
-    flags += ["--floor", 0, "--max-tokens", 80, *(["--threads", options["threads"]] if options["threads"] else [])]
-    asked = ("tools/evaluate.py", "rag", work / "index", work / "qa" / "test.jsonl", "--report", target)
-    steps.run(f"{name}-answers", target, *asked, *flags, "--no-moderation", after=after)
-    return read_report(target / "report.json")
+) -> dict[str, dict[str, Any]]:
+    """The reports of a model, by the heads of their columns: without the floor, and with it."""
+    flags: list[object] = ["--model", model, "--engine", options["engine"], "--k", options["k"], "--max-tokens", 80]
+    flags += [*(["--threads", options["threads"]] if options["threads"] else []), "--no-moderation"]
+    reports = {}
+    for head, floor in ((name, ("--floor", 0)), (f"{name}, floor", ())):
+        target = work / "reports" / head.replace(", ", "-").replace(" ", "-")
+        asked = ("tools/evaluate.py", "rag", work / "index", work / "qa" / "test.jsonl", "--report", target)
+        steps.run(f"{target.name}-answers", target, *asked, *flags, *floor, after=after)
+        reports[head] = read_report(target / "report.json")
+    return reports
 
 
 def _print_table(reports: Mapping[str, Mapping[str, Any]]) -> None:
@@ -173,14 +179,14 @@ def _print_table(reports: Mapping[str, Mapping[str, Any]]) -> None:
     first = next(iter(reports.values()))["figures"]
     num, unanswerable = first["questions_answerable"], first["questions_unanswerable"]
     click.echo(f"{num} questions that the index answers, {unanswerable} that it does not")
-    click.echo(f"{'':<34}" + "".join(f"{name:>14}" for name in reports))
+    click.echo(f"{'':<34}" + "".join(f"{name:>18}" for name in reports))
     lines = {name: [report["figures"][name] for report in reports.values()] for name in _SHOWN}
     found = [[row for row in report["rows"] if row["answers"] and row["found"]] for report in reports.values()]
     lines["answer_contained, of those found"] = [_share(rows, "contained") for rows in found]
     lines["false_refusals, of those found"] = [_share(rows, "refused") for rows in found]
     lines["citations"] = [sum(row["citations"] for row in report["rows"]) for report in reports.values()]
     for name, values in lines.items():
-        click.echo(f"{name.replace('_', ' '):<34}" + "".join(f"{_number(value):>14}" for value in values))
+        click.echo(f"{name.replace('_', ' '):<34}" + "".join(f"{_number(value):>18}" for value in values))
 
 
 def _share(rows: Sequence[Mapping[str, Any]], field: str) -> float | None:
