@@ -22,10 +22,11 @@ from common.cli import OneLineCommand
 from common.files import check_can_write, expand, json_text, sha256_of, write_json
 from common.locks import exclusive
 from common.models import KNOWN_MODELS
+from tools.evaluation.asked import read_asked
 from tools.generating.options import generating_options, open_generator, settings, show_plan, show_tally
 from tools.generating.writing import write_rows
 from tools.questions.asking import Asking, generated
-from tools.questions.given import placed, read_given, round_trip
+from tools.questions.given import placed, round_trip
 from tools.questions.library import Library
 from tools.questions.rows import Making, evaluation_rows, training_rows
 from tools.questions.splitting import Split, split
@@ -70,7 +71,7 @@ def cli(
     """Make test and training questions from the documents of INDEX."""
     seed = options["seed"] or 0
     making = Making(**{name: options[name] for name in _MAKING}, seed=seed)
-    given = read_given(expand(questions)) if questions else []
+    given = read_asked(expand(questions)) if questions else []
     wanted = (0 if given else 100) if num is None else num
     library, dropped = Library.open(expand(index)), Counter[str]()
     places = library.drawn(min_chars, seed, dropped) if wanted else []
@@ -83,7 +84,7 @@ def cli(
     folder = expand(out)
     check_can_write(folder / "test.jsonl")
     with exclusive(folder / ".lock", f"writing {folder}"):
-        outside = [each.text for each in given if not each.answers]
+        outside = [each.question for each in given if not each.answers]
         kept = _kept(placed([each for each in given if each.answers], library, among), len(given), dropped)
         if wanted:
             asked = (

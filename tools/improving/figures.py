@@ -7,33 +7,21 @@ paired), so that what makes a question hard for both is no difference between th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.evaluation.rag import is_right
+from tools.evaluation.rag_figures import FIGURES as RAG_FIGURES
+from tools.evaluation.rag_figures import Figure, Row, is_right
 from tools.evaluation.statistics import RESAMPLES, Interval
 
-Row = Mapping[str, Any]
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], Floats]  # (rows of values, as many of weights) -> a figure for each row
 
 _SEED = 0
 _BLOCK = 100  # of the resamples, held in memory at a time
-
-
-@dataclass(frozen=True)
-class Figure:
-    """`top` and `bottom` of a question's row; `lower_is_better` where that is so. `quantile`: of seconds, no share."""
-
-    about: str
-    top: Callable[[Row], float]
-    bottom: Callable[[Row], float]
-    lower_is_better: bool = False
-    quantile: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,46 +37,9 @@ class Compared:
     gain_interval: Interval | None
 
 
-def _answerable(row: Row) -> float:
-    return float(bool(row["answers"]))
-
-
-def _unanswerable(row: Row) -> float:
-    return float(not row["answers"])
-
-
-def _always(_: Row) -> float:
-    return 1.0
-
-
-def _share(about: str, field: str, of: str | Callable[[Row], float] = _always, lower_is_better: bool = False) -> Figure:
-    bottom: Callable[[Row], float] = (lambda row: float(row[of])) if isinstance(of, str) else of
-    counts = bottom if not isinstance(of, str) else _always
-    return Figure(about, lambda row: float(row[field]) * counts(row), bottom, lower_is_better)
-
-
 FIGURES: dict[str, Figure] = {
-    "right_replies": Figure("an accepted answer, or a refusal where that is right", is_right, _always),
-    "retrieval_recall": _share("an accepted answer stands in a passage shown", "found", _answerable),
-    "passage_recall": Figure(
-        "the passage that a question was made of is shown",
-        lambda row: float(row.get("found_passage") or 0),
-        lambda row: float(row.get("found_passage") is not None),
-    ),
-    "exact_match": _share("the reply is an accepted answer", "exact", _answerable),
-    "f1": _share("words shared with an accepted answer", "f1", _answerable),
-    "answer_contained": _share("the reply holds an accepted answer", "contained", _answerable),
-    "false_refusals": _share("refusals of answerable questions", "refused", _answerable, lower_is_better=True),
-    "refusals_of_unanswerable": _share("refusals of unanswerable questions", "refused", _unanswerable),
-    "flagged_by_moderation": _share("flagged message, passage or answer", "flagged", lower_is_better=True),
-    "sentences_supported": _share("sentences that a passage supports", "supported", "sentences"),
-    "sentences_citing_a_wrong_source": _share(
-        "supported, but not by what they cite", "wrong_source", "sentences", lower_is_better=True
-    ),
-    "citation_precision": _share("citations whose passage supports the sentence", "right_citations", "citations"),
-    "citation_recall": _share("sentences with such a citation", "rightly_cited", "sentences"),
-    "median_seconds": Figure("seconds of a reply", lambda row: row["seconds"], _always, True, 0.5),
-    "p95_seconds": Figure("seconds of the slowest twentieth", lambda row: row["seconds"], _always, True, 0.95),
+    "right_replies": Figure("an accepted answer, or a refusal where that is right", is_right, lambda _: 1.0),
+    **RAG_FIGURES,
 }
 
 
@@ -130,7 +81,7 @@ def _share_of(top: Floats, bottom: Floats) -> Floats:
 
 
 def _quantile_of(share: float) -> Statistic:
-    """As `figures` of tools/evaluation/rag.py takes it: one of the values."""
+    """As `Figure.of` takes it: one of the values."""
 
     def quantile(values: Floats, _: Floats) -> Floats:
         num = values.shape[1]

@@ -19,11 +19,12 @@ from common.files import read_json, sha256_of, write_json
 from common.models import resolve_model
 from retrieval.index.manifest import MANIFEST, read_manifest
 from retrieval.qdrant.retriever import is_remote
+from tools.evaluation.asked import read_asked
 from tools.evaluation.resuming import NOT_IN_SETTINGS, read_records
 from tools.improving import making, promoting, reporting
 from tools.improving.figures import compare
 from tools.improving.gate import Line, Verdict, judge
-from tools.improving.rows import TEST, TRAIN, make_rows, read_test
+from tools.improving.rows import TEST, TRAIN, make_rows
 from tools.improving.steps import Made, Say, Step, read_record, run, sums_of
 
 _BEGUN = "begun.json"  # in the work folder: the model that is to be improved
@@ -86,7 +87,7 @@ def improve(plan: Plan, say: Say) -> Outcome:
         if not is_remote(index):
             read_manifest(Path(index))
     if plan.questions:
-        read_test(plan.questions / TEST)
+        read_asked(plan.questions / TEST)
     weights = sums_of(base, tuple(sorted(each.name for each in base.iterdir() if each.is_file())))
     questions = plan.questions or run(plan.work, _questions_step(plan, weights), say).folder
     rows = run(plan.work, _rows_step(plan, questions), say)

@@ -10,7 +10,9 @@ from typing import Any
 
 from common.default_model import RECORD
 from common.files import sha256_of, write_json
-from tools.evaluation.rag import answered, figures, read_questions
+from tools.evaluation.asked import read_asked
+from tools.evaluation.rag import answered
+from tools.evaluation.rag_figures import figures
 from tools.evaluation.resuming import append_records, done_rows, read_records
 from tools.improving.steps import Say
 
@@ -87,7 +89,7 @@ def measure(folder: Path, options: Mapping[str, Any], model: str, questions: Pat
     """Ask a bot with `model` the questions, and write ROWS and FIGURES. What is answered is not asked again."""
     from chatbot.assembly import open_bot
 
-    asked, rows = read_questions(questions), folder / ROWS
+    asked, rows = read_asked(questions), folder / ROWS
     num_done = done_rows(rows, {})  # the step knows of what they are
     if num_done < len(asked):
         bot = open_bot({**options, "model": model})

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_write, write_json
-from tools.evaluation.rag import is_right
+from tools.evaluation.rag_figures import Row, is_right
+from tools.evaluation.rag_page import page
 from tools.evaluation.statistics import Interval
-from tools.improving.figures import FIGURES, Compared, Row
+from tools.improving.figures import FIGURES, Compared
 from tools.improving.gate import Verdict
 
 NUM_EXAMPLES = 5  # of each kind, in Markdown
@@ -132,14 +133,11 @@ def as_html(report: Report) -> str:
         for each in report.verdicts
     )
     body = "".join(_html_changes(kind, found) for kind, found in changes(report).items())
-    style = "body{font:15px system-ui;margin:2em}td,th{padding:.3em .6em;text-align:left;vertical-align:top}"
-    style += "tr:nth-child(even){background:#8881}.no{color:#b3261e}small{display:block;color:#777;font-weight:normal}"
-    title = html.escape(f"{report.old} and {report.new}")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>'
-        f"<h1>{title}</h1><p>{html.escape(report.done)}</p><p>{html.escape(_counted(report)[0])}</p>"
+    return page(
+        f"{report.old} and {report.new}",
+        f"<p>{html.escape(report.done)}</p><p>{html.escape(_counted(report)[0])}</p>"
         f"<table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>{figures}</table>"
-        f"<h2>Gate</h2><table>{gate}</table>{body}</html>\n"
+        f"<h2>Gate</h2><table>{gate}</table>{body}",
     )
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.files import read_text
 from retrieval.index.manifest import MANIFEST
 from retrieval.index.store import Store
-from tools.evaluation.rag import normalized, read_questions
+from tools.evaluation.asked import read_asked
+from tools.evaluation.rag import normalized
 from tools.feedback_data.exporting import FORMATS, exported, gathered
 from tools.feedback_data.masking import Masker
 from tools.feedback_data.reading import read_entries
@@ -54,7 +53,7 @@ def make_rows(
     if not rows:
         reasons = "; ".join(f"{num:,} x {reason}" for reason, num in told["feedback"].get("left_out", {}).items())
         raise ValueError(f"there is nothing to learn from for method={method} ({reasons or 'no rows'})")
-    asked = read_test(questions / TEST)
+    asked = [each.row for each in read_asked(questions / TEST)]
     passages = texts_of({row["passage"] for row in asked if row.get("passage")}, indexes)
     kept, left_out = held_out(asked, [_shown(row) for row in rows], passages)
     if not kept:
@@ -79,12 +78,6 @@ def _of_feedback(
 def _of_questions(file: Path) -> Iterator[Object]:
     for _, row in read_rows(Source(str(file)), (ChatRow,)):
         yield from written(row, FORMATS["sft"])
-
-
-def read_test(file: Path) -> list[dict[str, Any]]:
-    """The questions of a file as they stand there. Raises ValueError, which names the line, for one that is none."""
-    read_questions(file)
-    return [json.loads(line) for line in read_text(file).splitlines() if line.strip()]
 
 
 def texts_of(ids: Collection[str], indexes: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,10 @@ from chatbot.core import Reply
 from retrieval.build import build_index
 from retrieval.types import Hit, Passage
 from tools.evaluate import cli
-from tools.evaluation.rag import as_html, f1, figures, is_refusal, judged, normalized, read_questions
+from tools.evaluation.asked import read_asked
+from tools.evaluation.rag import f1, is_refusal, judged, normalized
+from tools.evaluation.rag_figures import figures
+from tools.evaluation.rag_page import as_html
 
 BRIDGE = "The harbour bridge was opened in 1932. It carries eight lanes of traffic."
 SOURCES = (
@@ -79,7 +82,7 @@ def test_a_bad_line_is_named(tmp_path, line):
     file = tmp_path / "q.jsonl"
     file.write_text(line + "\n")
     with pytest.raises(ValueError, match=r"q\.jsonl"):
-        read_questions(file)
+        read_asked(file)
 
 
 def test_text_is_no_markup_in_the_report():
@@ -134,12 +137,12 @@ def test_passages_may_be_named_and_left_out_of_the_search(tmp_path: Path):
     assert report["rows"][1]["sources"] == [f"{folder}/bread.md:3"]
 
 
-@pytest.mark.parametrize("more", [{"passage": 1}, {"without": "a#0"}, {"without": [1]}])
-def test_ids_of_passages_are_texts(tmp_path, more):
+@pytest.mark.parametrize("more", [{"passage": 1}, {"document": []}, {"without": "a#0"}, {"without": [1]}])
+def test_ids_are_texts(tmp_path, more):
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps({"question": "Q", "answer": "A"} | more) + "\n")
-    with pytest.raises(ValueError, match=r"q\.jsonl:1: `passage` must be a text"):
-        read_questions(file)
+    with pytest.raises(ValueError, match=rf"q\.jsonl:1: `{next(iter(more))}` must be"):
+        read_asked(file)
 
 
 def test_another_file_is_no_report(tmp_path):

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tools.evaluation.rag import figures, is_right
+from tools.evaluation.rag_figures import figures, is_right
 from tools.improving.figures import FIGURES, Compared, compare
 from tools.improving.gate import BOUNDS, DEFAULT, Line, judge, read_gate
 

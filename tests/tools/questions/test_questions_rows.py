@@ -25,7 +25,8 @@ from chatbot.core import NOT_IN_DOCUMENTS
 from chatbot.options import bot_options, check_options
 from retrieval.types import Hit, Passage
 from tools.evaluate import cli as evaluate
-from tools.evaluation.rag import is_refusal, read_questions
+from tools.evaluation.asked import read_asked
+from tools.evaluation.rag import is_refusal
 from tools.make_qa import cli
 from tools.questions.library import Library
 from tools.questions.rows import UNKNOWN, Making, bot_prompt, reply, training_rows
@@ -150,9 +151,9 @@ def test_a_whole_run_is_repeatable_and_read_by_training_and_evaluation(towns_ind
     assert report["test"]["outside questions"] == 1
     train = [row for _, row in read_rows(Source(str(tmp_path / "one" / "train.jsonl")), (ChatRow,))]
     assert len(train) == sum(report["train"].values())
-    tests = read_questions(tmp_path / "one" / "test.jsonl")
+    tests = read_asked(tmp_path / "one" / "test.jsonl")
     assert len(tests) == sum(report["test"].values())
-    held_out = {document_of(each["passage"]) for each in tests if each["passage"]}
+    held_out = {document_of(each.passage) for each in tests if each.passage}
     rows = rows_of(tmp_path / "one" / "train.jsonl")
     assert held_out.isdisjoint(document_of(name) for row in rows for name in row["about"]["passages"])
     again = run(towns_index, "--out", tmp_path / "three", "--questions", tmp_path / "one" / "questions.jsonl")

@@ -12,7 +12,8 @@ from qa_documents import TOWNS, asked, passages, question
 
 from retrieval.hiding import without as hiding
 from retrieval.types import Passage
-from tools.questions.given import Given, placed, round_trip
+from tools.evaluation.asked import Asked
+from tools.questions.given import placed, round_trip
 from tools.questions.library import Library
 from tools.questions.splitting import split
 from tools.questions.types import Question, document_of, stands_in
@@ -75,7 +76,7 @@ def test_twins_are_found_by_their_vectors(library: Library) -> None:
 
 
 def made(library: Library) -> list[Question]:
-    rows = [Given(row["question"], tuple(row.get("answers") or [row["answer"]])) for row in asked()]
+    rows = [Asked(row["question"], tuple(row.get("answers") or [row["answer"]])) for row in asked()]
     found = list(placed(rows, library, 10))
     assert all(isinstance(each, Question) for each in found)
     return [each for each in found if isinstance(each, Question)]
@@ -86,14 +87,14 @@ def test_given_questions_find_the_passage_that_holds_their_answer(library: Libra
         assert next(town for town in TOWNS if town in row["question"]).lower() in each.passage.id
         assert stands_in(each.answers[0], each.passage.text)
     wrong = [
-        Given("When was the stone bridge of Avonlea opened?", ("1066",)),
-        Given("When was the stone bridge of Avonlea opened?", ("1801",), "elsewhere.md"),
+        Asked("When was the stone bridge of Avonlea opened?", ("1066",)),
+        Asked("When was the stone bridge of Avonlea opened?", ("1801",), "elsewhere.md"),
     ]
     assert [isinstance(each, str) for each in placed(wrong, library, 10)] == [True, True]
 
 
 def test_the_answer_that_stands_in_the_passage_comes_first(library: Library) -> None:
-    (found,) = placed([Given("When was the stone bridge of Avonlea opened?", ("the year 1801", "1801"))], library, 10)
+    (found,) = placed([Asked("When was the stone bridge of Avonlea opened?", ("the year 1801", "1801"))], library, 10)
     assert isinstance(found, Question)
     assert found.answers == ("1801", "the year 1801")
 
