@@ -12,31 +12,32 @@ Each step is a command that anyone could give:
 4. tools/evaluate.py rag asks the untrained model and each trained one the same test questions, in the same bot: once
    with the index's floor off (--floor 0), so that the model alone refuses, and once with the floor.
 
-What is finished in --work is not done again: after a kill give the same command. A step whose command, or a step before
-it, has changed is done anew.
+What is finished in --work is not done again: after a kill give the same command. A step whose command, or what it reads
+of other steps, has changed is done anew.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from common.cli import OneLineCommand
-from common.files import atomic_write, read_json, write_json
+from common.files import atomic_write
+from retrieval.index.manifest import MANIFEST
 from tools.evaluation.rag import read_report
 from tools.evaluation.resuming import read_records
+from tools.improving.steps import Made, Step, only_one, run
 
 _ROOT = Path(__file__).parents[2]
+_MADE = "{}"  # in a command: what it makes, which is called _NAME in the step's folder, a model's file _FILE
+_NAME, _FILE = "made", "model.Q8_0.gguf"
 _SHOWN = (
     *("f1", "answer_contained", "exact_match", "retrieval_recall", "refusals_of_unanswerable", "false_refusals"),
     *("citation_precision", "citation_recall", "sentences_supported", "median_seconds"),
@@ -71,48 +72,51 @@ _SHOWN = (
 def cli(data: Path, work: Path, rows: tuple[int, ...], **options: Any) -> None:
     """Train on questions about documents, and print the figures before and after."""
     data, work = data.resolve(), work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    steps = Steps(work)
-    corpus = data / "corpus.jsonl"
+    corpus, questions = data / "corpus.jsonl", work / "questions.jsonl"
     cut = ("--window", options["window"], "--stride", options["window"], "--no-screen")
     fitted = ("--false-refusals", options["false_refusals"])
-    build = ("-m", "retrieval", "build", corpus, "--index", work / "index", *cut, *fitted)
-    index = steps.run("index", work / "index", *build, resumes=True)
-    num = _write_questions(data, corpus, work / "questions.jsonl", options["limit"])
-    made = _make_rows(steps, work, num, options, index)
-    reports = _evaluate(steps, work, "before", options["model"], options, made)
-    for count in sorted(set(rows)):
-        folder = work / f"rows-{count}"
-        trained = _train(steps, work, folder, count, options, made)
-        reports |= _evaluate(steps, work, f"{count} rows", str(folder / "model"), options, trained)
+    with only_one(work):
+        num = _write_questions(data, corpus, questions, options["limit"])
+        build = ("-m", "retrieval", "build", corpus, "--index", _MADE, *cut, *fitted)
+        # Its manifest names the sums of its other files; what the first search adds is none of its result.
+        index = _step(work, "index", *build, resumes=True, sure=f"{_NAME}/{MANIFEST}")
+        made = _make_rows(work, index, questions, num, options)
+        reports = _evaluate(work, "before", options["model"], options, index, made)
+        for count in sorted(set(rows)):
+            model, trained = _train(work, count, options, made)
+            reports |= _evaluate(work, f"{count} rows", str(model), options, index, made, trained)
     _print_table(reports)
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Commands that are run once. A step's digest is of its command and of the step before it."""
+def _step(
+    work: Path,
+    name: str,
+    *arguments: object,
+    of: Sequence[Made] = (),
+    resumes: bool = False,
+    product: str = _NAME,
+    sure: str = "",
+) -> Made:
+    """The step `python ARGUMENTS`, where _MADE stands for the file or folder `product` that it makes; `of`: the steps
+    that it reads; `sure`: what of the product tells that it is as it was made, by default all. Raises ValueError where
+    the command fails."""
+    command = [str(each) for each in arguments]
 
-    work: Path
-
-    def run(self, name: str, product: Path, *arguments: object, after: str = "", resumes: bool = False) -> str:
-        """Run `python arguments`, which makes `product`, unless that was done; return the step's digest. A product that
-        another command has made, or begun, is deleted first, and so is an unfinished one, unless the command `resumes`
-        it. Raises ValueError where the command fails."""
-        command = [str(each) for each in arguments]
-        digest = hashlib.sha256("\0".join([after, *command]).encode()).hexdigest()
-        record = self.work / "steps" / f"{name}.json"
-        known = read_json(record) if record.is_file() else {}
-        if known == {"digest": digest, "done": True} and product.exists():
-            return digest
-        if not (resumes and known.get("digest") == digest):
-            shutil.rmtree(product) if product.is_dir() else product.unlink(missing_ok=True)
-        write_json(record, {"digest": digest, "done": False})
-        click.echo(f"$ python {' '.join(command)}", err=True)
-        code = subprocess.run([sys.executable, *command], stdout=sys.stderr, cwd=_ROOT, check=False).returncode
+    def make(folder: Path) -> dict[str, Any]:
+        told = [each.replace(_MADE, str(folder / product)) for each in command]
+        click.echo(f"$ python {' '.join(told)}", err=True)
+        code = subprocess.run([sys.executable, *told], stdout=sys.stderr, cwd=_ROOT, check=False).returncode
         if code:
             raise ValueError(f"step '{name}' ended with exit code {code}; it said why above")
-        write_json(record, {"digest": digest, "done": True})
-        return digest
+        return {}
+
+    inputs = {"command": command, "of": [each.sums for each in of]}
+    return run(work, Step(name, inputs, make, (sure or product,), resumes), lambda text: click.echo(text, err=True))
+
+
+def _in(made: Made) -> Path:
+    """What the command of a step made."""
+    return made.folder / _NAME
 
 
 def _write_questions(data: Path, corpus: Path, target: Path, limit: int | None) -> int:
@@ -129,48 +133,48 @@ def _write_questions(data: Path, corpus: Path, target: Path, limit: int | None) 
     return len(names)
 
 
-def _make_rows(steps: Steps, work: Path, num: int, options: Mapping[str, Any], after: str) -> str:
+def _make_rows(work: Path, index: Made, questions: Path, num: int, options: Mapping[str, Any]) -> Made:
     share = min(0.9, options["questions"] / (1 - options["unanswerable"]) / num)
     flags = [f"--{name.replace('_', '-')}={options[name]}" for name in ("unanswerable", "without_gold", "k", "order")]
     flags += [f"--style={options['style']}", f"--seed={options['seed']}", f"--test-share={share:.4f}"]
-    given = ("--questions", work / "questions.jsonl", "--out", work / "qa", *flags)
-    return steps.run("questions", work / "qa", "tools/make_qa.py", work / "index", *given, after=f"{after} {num}")
+    given = ("--questions", questions, "--out", _MADE, *flags)
+    return _step(work, f"questions-{num}", "tools/make_qa.py", _in(index), *given, of=[index])
 
 
-def _train(steps: Steps, work: Path, folder: Path, count: int, options: Mapping[str, Any], after: str) -> str:
-    """An adapter, merged into its model, and that as a GGUF file."""
-    folder.mkdir(exist_ok=True)
-    with (work / "qa" / "train.jsonl").open(encoding="utf-8") as whole, atomic_write(folder / "train.jsonl") as part:
-        part.writelines(itertools.islice(whole, count))
+def _train(work: Path, count: int, options: Mapping[str, Any], made: Made) -> tuple[Path, Made]:
+    """An adapter, merged into its model, and that as a GGUF file: the model to ask, and the step that made it."""
+    name = f"rows-{count}"
+    part = work / f"{name}.jsonl"
+    with (_in(made) / "train.jsonl").open(encoding="utf-8") as whole, atomic_write(part) as file:
+        file.writelines(itertools.islice(whole, count))
     length = [f"trainer.max_steps={options['steps']}"] if options["steps"] else [f"trainer.epochs={options['epochs']}"]
-    settings = ["method=sft", f"model={options['model']}", f"data={folder / 'train.jsonl'}", "peft=lora", *length]
+    settings = ["method=sft", f"model={options['model']}", f"data={part}", "peft=lora", *length]
     settings += [f"peft.r={options['rank']}", f"peft.alpha={2 * options['rank']}", f"trainer.lr={options['lr']}"]
     settings += ["data.packing=true", f"data.max_length={options['max_length']}", "trainer.batch_size=2"]
     settings += [f"trainer.seed={options['seed']}", f"data.cache={work / 'tokens'}", "trainer.save_every=50"]
-    settings += [f"trainer.output={folder / 'adapter'}"]
-    name, model = folder.name, folder / "model"
-    done = steps.run(f"{name}-train", folder / "adapter", "training/main.py", *settings, after=after, resumes=True)
-    merge = ("tools/merge_lora.py", folder / "adapter", "--out", model)
-    done = steps.run(f"{name}-merge", model, *merge, after=done)
+    settings += [f"trainer.output={_MADE}"]
+    adapter = _step(work, f"{name}-adapter", "training/main.py", *settings, of=[made], resumes=True)
+    merged = _step(work, f"{name}-model", "tools/merge_lora.py", _in(adapter), "--out", _MADE, of=[adapter])
     if not options["gguf"]:
-        return done
-    file = model / "model.Q8_0.gguf"
-    convert = ("tools/convert_hf_to_gguf.py", model, "--out", file, "--type", "q8_0")
-    return steps.run(f"{name}-gguf", file, *convert, after=done)
+        return _in(merged), merged
+    convert = ("tools/convert_hf_to_gguf.py", _in(merged), "--out", _MADE, "--type", "q8_0")
+    converted = _step(work, f"{name}-gguf", *convert, of=[merged], product=_FILE)
+    return converted.folder / _FILE, converted
 
 
 def _evaluate(
-    steps: Steps, work: Path, name: str, model: str, options: Mapping[str, Any], after: str
+    work: Path, name: str, model: str, options: Mapping[str, Any], index: Made, *of: Made
 ) -> dict[str, dict[str, Any]]:
-    """The reports of a model, by the heads of their columns: without the floor, and with it."""
+    """The reports of a model, by the heads of their columns: without the floor, and with it. The first `of` made the
+    questions."""
     flags: list[object] = ["--model", model, "--engine", options["engine"], "--k", options["k"], "--max-tokens", 80]
     flags += [*(["--threads", options["threads"]] if options["threads"] else []), "--no-moderation"]
+    asked = ("tools/evaluate.py", "rag", _in(index), _in(of[0]) / "test.jsonl", "--report", _MADE)
     reports = {}
     for head, floor in ((name, ("--floor", 0)), (f"{name}, floor", ())):
-        target = work / "reports" / head.replace(", ", "-").replace(" ", "-")
-        asked = ("tools/evaluate.py", "rag", work / "index", work / "qa" / "test.jsonl", "--report", target)
-        steps.run(f"{target.name}-answers", target, *asked, *flags, *floor, after=after)
-        reports[head] = read_report(target / "report.json")
+        step = "-".join([*head.replace(",", "").split(), "answers"])
+        done = _step(work, step, *asked, *flags, *floor, of=[index, *of])
+        reports[head] = read_report(_in(done) / "report.json")
     return reports
 
 
