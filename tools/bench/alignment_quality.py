@@ -9,8 +9,8 @@ sides. Then, each step a command that anyone could give:
 1. `reward` on the training pairs; held-out pair accuracy with its interval. A small encoder, or `--reward-model`.
 2. `sft` on the best answers; several answers of this model to training prompts are sampled and scored by the reward.
 3. `dpo`, `rrhf` and `rejection` go on from there with these scores.
-4. Greedy answers of all four to held-out prompts: their mean reward, the difference to SFT over the same prompts with
-   its 95 % interval (bootstrap), win rate, length.
+4. Answers of all four to held-out prompts, drawn as those that were trained on, and greedy ones: their mean reward, the
+   difference to SFT over the same prompts with its 95 % interval (bootstrap), win rate, length.
 
 What is finished in --work is not done again: after a kill, or with more to do, give the same command.
 """
@@ -21,7 +21,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from training.data.rows import RankedRow
 
 METHODS = ("dpo", "rrhf", "rejection")
 HELD_OUT = 30  # of 100 prompts
+DRAWN = 2  # answers to a held-out prompt
 _PROMPT = 240  # characters of a prompt that the policy answers, at most
 _TOKENS = 48  # of an answer of the policy
 
@@ -59,7 +60,7 @@ class Chain(NamedTuple):
 @click.option("--sft-rows", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--prompts", type=click.IntRange(1), default=96, show_default=True, help="That are sampled from.")
 @click.option("--samples", type=click.IntRange(2), default=4, show_default=True, help="Answers to each.")
-@click.option("--held-out", type=click.IntRange(1), default=64, show_default=True, help="Prompts to compare on.")
+@click.option("--held-out", type=click.IntRange(1), default=128, show_default=True, help="Prompts to compare on.")
 @click.option("--epochs", default=3.0, show_default=True, help="Of dpo, rrhf and rejection.")
 @click.option("--seed", default=42, show_default=True)
 @click.option("--only-reward", is_flag=True, help="Stop after the reward model.")
@@ -91,7 +92,8 @@ def cli(
     _sample(chain, samples)
     for method in METHODS:
         _train(chain, method, str(work / "sft"), "sampled.jsonl", epochs, "data.max_length=192")
-    _compare(chain)
+    _compare(chain, "drawn", {number: _chance(seed + number) for number in range(DRAWN)})
+    _compare(chain, "greedy", {"greedy": ()})
 
 
 def _split(data: Path, work: Path) -> tuple[list[RankedRow], list[RankedRow]]:
@@ -144,9 +146,13 @@ def _sample(chain: Chain, samples: int) -> None:
     """Several answers of the SFT model to each training prompt, scored: data for the methods."""
     files = [chain.work / f"sample-{number}.jsonl" for number in range(samples)]
     for number, file in enumerate(files):
-        chance = ("--sample", "--temperature", 1.0, "--top-k", 0, "--seed", chain.seed + number)
-        _answer(chain, "sft", "prompts.jsonl", file, *chance)
+        _answer(chain, "sft", "prompts.jsonl", file, *_chance(chain.seed + number))
     _evaluate("reward", chain.work / "reward", *files, "--out", chain.work / "sampled.jsonl")
+
+
+def _chance(seed: int) -> tuple[object, ...]:
+    """Flags for an answer drawn from what the model thinks likely, as it is."""
+    return ("--sample", "--temperature", 1.0, "--top-k", 0, "--seed", seed)
 
 
 def _answer(chain: Chain, policy: str, prompts: str, out: Path, *more: object) -> None:
@@ -154,30 +160,36 @@ def _answer(chain: Chain, policy: str, prompts: str, out: Path, *more: object) -
     _run("tools/evaluate.py", "generate", chain.work / policy, chain.work / prompts, "--out", out, *fixed, *more)
 
 
-def _compare(chain: Chain) -> None:
+def _compare(chain: Chain, how: str, flags: Mapping[object, Sequence[object]]) -> None:
+    """A table of the policies' answers to the held-out prompts, one for each entry of `flags`."""
     scores: dict[str, list[float]] = {}
+    answers: dict[str, list[Path]] = {}
     for policy in ("sft", *METHODS):
-        answers, scored = chain.work / f"answers-{policy}.jsonl", chain.work / f"scores-{policy}.jsonl"
-        _answer(chain, policy, "held-out.jsonl", answers)
-        _evaluate("reward", chain.work / "reward", answers, "--out", scored)
-        scores[policy] = [row["scores"][0] for row in read_records(scored)]
-    click.echo(f"{'':<12}{'reward':>9}{'over SFT':>10}{'95 % interval':>20}{'win rate':>10}{'characters':>12}")
+        answers[policy] = [chain.work / f"answers-{policy}-{name}.jsonl" for name in flags]
+        for file, more in zip(answers[policy], flags.values(), strict=True):
+            _answer(chain, policy, "held-out.jsonl", file, *more)
+        scored = chain.work / f"scores-{policy}-{how}.jsonl"
+        _evaluate("reward", chain.work / "reward", *answers[policy], "--out", scored)
+        scores[policy] = [sum(row["scores"]) / len(row["scores"]) for row in read_records(scored)]
+    click.echo(f"{how:<12}{'reward':>9}{'over SFT':>10}{'95 % interval':>20}{'win rate':>10}{'characters':>12}")
     for policy, found in scores.items():
-        lengths = [len(row["answer"]) for row in read_records(chain.work / f"answers-{policy}.jsonl")]
-        rest = "" if policy == "sft" else _beside_sft(chain, policy, found, scores["sft"])
-        length = sum(lengths) / len(lengths)
-        click.echo(f"{policy:<12}{sum(found) / len(found):>9.3f}{rest:<40}{length:>12.0f}")
+        lengths = [len(row["answer"]) for file in answers[policy] for row in read_records(file)]
+        rest = "" if policy == "sft" else _difference(found, scores["sft"]) + _won(chain, answers, policy)
+        click.echo(f"{policy:<12}{sum(found) / len(found):>9.3f}{rest:<40}{sum(lengths) / len(lengths):>12.0f}")
 
 
-def _beside_sft(chain: Chain, policy: str, found: Sequence[float], before: Sequence[float]) -> str:
+def _difference(found: Sequence[float], before: Sequence[float]) -> str:
     differences = [one - other for one, other in zip(found, before, strict=True)]
     low, high = bootstrap_ratio(differences, [1] * len(differences)) or (0.0, 0.0)
-    ours, theirs = (chain.work / f"answers-{name}.jsonl" for name in (policy, "sft"))
-    won = _evaluate(
-        "win_rate", ours, theirs, "--reward", chain.work / "reward", "--out", chain.work / f"won-{policy}.jsonl"
-    )
     between = f"{low:+.3f} to {high:+.3f}"
-    return f"{sum(differences) / len(differences):>+10.3f}{between:>20}{won['win_rate']:>10.3f}"
+    return f"{sum(differences) / len(differences):>+10.3f}{between:>20}"
+
+
+def _won(chain: Chain, answers: Mapping[str, Sequence[Path]], policy: str) -> str:
+    """How often the first answer of `policy` has more reward than the first of SFT."""
+    files, out = (answers[policy][0], answers["sft"][0]), chain.work / f"won-{answers[policy][0].name}"
+    won = _evaluate("win_rate", *files, "--reward", chain.work / "reward", "--out", out)
+    return f"{won['win_rate']:>10.3f}"
 
 
 # Rows and commands ----------------------------------------------------------------------------------------------------
