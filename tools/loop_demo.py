@@ -47,7 +47,7 @@ def cli(work: Path) -> None:
     index, questions = work / "index", work / "questions"
     if not (index / "manifest.json").is_file():
         _run(work, "-m", "retrieval", "build", "docs/sample", "--index", index)
-    given = ("--questions", SAMPLE / "questions.jsonl", "--test-share", 0.35, "--without-gold", 0.25)
+    given = ("--questions", SAMPLE / "questions.jsonl", "--test-share", 0.35, "--without-gold", 0.1)
     _run(work, "tools/make_qa.py", index, "--out", questions, *given, quiet=True)
     learned = ("--feedback", SAMPLE / "feedback.jsonl", "--questions", questions)
     bot = ("--index", index, "--max-tokens", 64, "--no-moderation")

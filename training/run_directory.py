@@ -37,11 +37,17 @@ class RunDirectory:
     resume_from: Checkpoint | None
 
 
+def directory_of(config: Any) -> Path:
+    """Where the run of this configuration is."""
+    output = config.trainer.output
+    return expand(output) if output else home() / "runs" / _name(config)
+
+
 def open_run(config: Any) -> RunDirectory:
     """Where `config` is run. Raises ValueError for a directory that belongs to something else, or to a run with other
     settings."""
     trainer = config.trainer
-    path = expand(trainer.output) if trainer.output else home() / "runs" / _name(config)
+    path = directory_of(config)
     if path.exists() and not path.is_dir():
         raise ValueError(f"trainer.output={path} is a file; name a directory")
     checkpoints = Checkpoints(path / "checkpoints", trainer.keep_checkpoints)

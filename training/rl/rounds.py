@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from training.examples.order import Mixture
     from training.models import Loaded
     from training.rl.rewards import Reward
+    from training.rl.served import Server
 
 FROM_EVALUATION = 1 << 20  # rounds from here on are those of evaluations
 
@@ -90,12 +91,15 @@ class Writer:
     sampling: Sampling
     seed: int
     batch_size: int
+    server: Server | None = None  # writes in the model's place
 
     def groups(self, prompts: Sequence[Prompt], samples: int, round_: int) -> Groups:
         """`samples` answers to each prompt, scored, with `logp`, `ref_logp` and `values` for each token; made by all
         processes together."""
         mine = range(rank(), len(prompts), num_processes())
         numbers = [place * samples + each for place in mine for each in range(samples)]
+        if self.server is not None:
+            self.server.take(self.loaded.model)
         answers = self._sampled(prompts, samples, numbers, round_)
         texts = [self._text(answers[number]) for number in numbers]
         by_prompt = [texts[place : place + samples] for place in range(0, len(texts), samples)]
@@ -115,23 +119,37 @@ class Writer:
         self, prompts: Sequence[Prompt], samples: int, numbers: Sequence[int], round_: int
     ) -> dict[int, Sampled]:
         by_length = sorted(numbers, key=lambda number: len(prompts[number // samples].ids))
-        found: dict[int, Sampled] = {}
-        for start in range(0, len(by_length), self.batch_size):
-            some = by_length[start : start + self.batch_size]
-            seeds = [(self.seed, round_, number) for number in some]
-            ids = [prompts[number // samples].ids for number in some]
-            found |= dict(zip(some, sample(self.loaded.model, ids, seeds, self.sampling), strict=True))
-        return found
+        ids = [prompts[number // samples].ids for number in by_length]
+        seeds = [(self.seed, round_, number) for number in by_length]
+        if self.server is not None:
+            return dict(zip(by_length, self._served(self.server, ids, seeds), strict=True))
+        found: list[Sampled] = []
+        for start in range(0, len(ids), self.batch_size):
+            some = slice(start, start + self.batch_size)
+            found += sample(self.loaded.model, ids[some], seeds[some], self.sampling)
+        return dict(zip(by_length, found, strict=True))
+
+    def _served(self, server: Server, ids: Sequence[list[int]], seeds: Sequence[tuple[int, int, int]]) -> list[Sampled]:
+        """The server's answers, of which one is read again: whether it writes with this model."""
+        found = server.sample(ids, seeds, self.sampling)
+        if found:
+            first, theirs = found[0]
+            whole = np.asarray([*ids[0], *first.ids], np.int32)
+            ours = Rollout(whole, len(ids[0]), "", 0.0, first.ended)
+            self._add_numbers([ours], temperature=1.0)
+            server.check(theirs, ours.tokens["logp"])
+        return [answer for answer, _ in found]
 
     def _text(self, answer: Sampled) -> str:
         text: str = self.loaded.tokenizer.decode(answer.ids, skip_special_tokens=True)
         return text
 
-    def _add_numbers(self, rollouts: Sequence[Rollout]) -> None:
+    def _add_numbers(self, rollouts: Sequence[Rollout], temperature: float | None = None) -> None:
         """The policy's and the reference's log-probabilities, and values: from a pass over the whole answer, as in
-        training, so that ratios begin at 1."""
+        training, so that ratios begin at 1. At the `temperature` of sampling, unless told."""
         import torch
 
+        temperature = temperature or self.sampling.temperature
         model = self.loaded.model
         device, training = next(model.parameters()).device, model.training
         model.eval()
@@ -141,9 +159,9 @@ class Writer:
             batch = rollout_batch([some], self.collate)
             batch = {key: each.to(device) if hasattr(each, "to") else each for key, each in batch.items()}
             with torch.no_grad():
-                own = token_numbers(model, batch, self.sampling.temperature)
+                own = token_numbers(model, batch, temperature)
                 with self.reference(model) as before:
-                    ref_logp_N = token_numbers(before, batch, self.sampling.temperature).logp
+                    ref_logp_N = token_numbers(before, batch, temperature).logp
             edges = np.cumsum([rollout.length for rollout in some])[:-1]
             for name, numbers_N in (("logp", own.logp), ("ref_logp", ref_logp_N), ("values", own.values)):
                 for rollout, each in zip(some, np.split(numbers_N.cpu().numpy(), edges), strict=True):

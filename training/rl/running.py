@@ -98,9 +98,14 @@ def _prepare(config: Config, loaded: Loaded, learn: Learn, learned: int, numbers
     sampling = Sampling(
         settings.new_tokens, _ends(loaded), loaded.pad_id, settings.temperature, settings.top_k, settings.top_p
     )
-    writer = Writer(
-        loaded, reference_model(config), reward, collate_of(config, loaded), sampling, seed, settings.rollout_batch
-    )
+    server = None
+    if settings.server is not None:
+        from training.rl.served import Server
+        from training.run_directory import directory_of
+
+        server = Server(settings.server, directory_of(config) / "served", settings.rollout_batch)
+    collate, at_once = collate_of(config, loaded), settings.rollout_batch
+    writer = Writer(loaded, reference_model(config), reward, collate, sampling, seed, at_once, server)
     rounds: Any = Rounds(
         writer,
         train,

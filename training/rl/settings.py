@@ -27,6 +27,7 @@ class RoundSettings:
     top_k: int = 0  # only the likeliest so many tokens; 0 is all
     top_p: float = 1.0  # only the likeliest tokens that together have this probability
     rollout_batch: int = 16  # answers that are written at once
+    server: Optional[str] = None  # http:// address of a vLLM server that writes the answers (needs peft=lora)
     passes: int = 1  # how often the answers of a round are learned
     max_kl: Optional[float] = 100.0  # nats an answer from the untrained model at which training stops; null is never
 
@@ -45,6 +46,8 @@ def check_rounds(config: Config, learned: int) -> None:
         raise ValueError(f"method.top_k={settings.top_k} must be 0 or more")
     if settings.max_kl is not None and not settings.max_kl > 0:
         raise ValueError(f"method.max_kl={settings.max_kl} must be more than 0; null is no limit")
+    if settings.server is not None:
+        _check_served(config)
     if settings.new_tokens >= config.data.max_length:
         raise ValueError(
             f"method.new_tokens={settings.new_tokens} leaves no room for a prompt within "
@@ -63,3 +66,14 @@ def check_rounds(config: Config, learned: int) -> None:
             f"a round has {learned} answers to learn, which steps of {step} (trainer.batch_size x trainer.accumulate x "
             "processes) do not divide; change method.prompts or trainer.batch_size"
         )
+
+
+def _check_served(config: Config) -> None:
+    """What a server needs that writes the answers: it can be given an adapter, and says nothing of what else it could
+    have chosen."""
+    if config.peft.name != "lora":
+        raise ValueError(
+            "method.server needs peft=lora: a server that runs can be given an adapter, but no whole model"
+        )
+    if config.method.top_k or config.method.top_p < 1:
+        raise ValueError("method.server does not go with method.top_k and method.top_p; leave them out")

@@ -28,38 +28,6 @@ METHODS = {
 }
 
 
-@pytest.fixture
-def prompts(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twelve prompts, and rules to reward answers by."""
-    (tmp_path / "rules_of_rounds.py").write_text(
-        "def vowels(messages, answers):\n    return [sum(answer.count(v) for v in 'aeiou') / 5 for answer in answers]\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    return write("prompts.jsonl", [{"prompt": f"Add {n} and 1."} for n in range(12)])
-
-
-@pytest.fixture
-def rounds(run: Any, prompts: Path) -> Any:
-    """(name of the run, method, overrides) -> its directory: four steps of four answers, two rounds of eight."""
-
-    def start(name: str, method: str, *overrides: str) -> Path:
-        common = (
-            f"method={method}",
-            f"data={prompts}",
-            "method.reward=rules_of_rounds:vowels",
-            "method.prompts=8",
-            "method.new_tokens=8",
-            "method.rollout_batch=3",
-            "trainer.log_every=1",
-            "trainer.save_every=1",
-            "trainer.keep_checkpoints=99",
-        )
-        given = {each.partition("=")[0] for each in overrides}
-        return run(name, *[each for each in common if each.partition("=")[0] not in given], *overrides)
-
-    return start
-
-
 def metrics(directory: Path) -> list[dict[str, Any]]:
     """What was logged, without times."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
