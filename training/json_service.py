@@ -14,8 +14,8 @@ _AGAIN = (408, 429, 500, 502, 503, 504)
 
 
 class JsonService:
-    """`server`, in words, at an http(s) address, from which `what` comes. `api_key_env` names the environment variable that
-    holds its key, if it wants one. May be used from several threads at once."""
+    """`server`, in words, at an http(s) address, from which `what` comes. `api_key_env` names the environment variable
+    that holds its key, if it wants one. May be used from several threads at once."""
 
     def __init__(self, url: str, server: str, what: str, api_key_env: str, timeout: float) -> None:
         """Raises ValueError for what is no address, and no key."""
