@@ -37,7 +37,6 @@ OPEN = (
     "method.settings",
 )
 
-_CHATLLAMA = ("actor_config", "reward_config", "trainer_config", "critic_config")  # the sections of its config.yaml
 # What these learn of a text is not a reply.
 _WITHOUT_REPLIES = {"ntp": "learns running text", "prefix_lm": "learns all that follows a random beginning"}
 
@@ -63,11 +62,11 @@ def spell_out(overrides: Sequence[str]) -> list[str]:
         else:
             key = SHORT.get(key, key)
             may_be_new = "++" if key.startswith(OPEN) else ""
-            spelled.append(f"{may_be_new}{key}{separator}{_quoted(value) if key in VERBATIM else value}")
+            spelled.append(f"{may_be_new}{key}{separator}{quoted(value) if key in VERBATIM else value}")
     return spelled
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """A value that is text, whatever Hydra's grammar would make of its commas, colons and blanks."""
     if not value or value == "null" or value[0] in "[{'\"":
         return value
@@ -117,8 +116,6 @@ def _register_file(path: Path, overrides: Sequence[str]) -> str:
         raise ValueError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a configuration is a mapping of keys to values")
-    if theirs := [name for name in _CHATLLAMA if name in content]:
-        raise ValueError(f"{path}: {theirs[0]} is of ChatLLaMA; docs/migrating.md says what its keys are called here")
     for short, key in SHORT.items():
         if short in content and not isinstance(content[short], dict):
             section, _, name = key.partition(".")

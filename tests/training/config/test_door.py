@@ -100,9 +100,6 @@ def test_a_file_of_keys_and_the_line_beats_it(tmp_path: Path) -> None:
     file.write_text("method: sft\nmodel: m\ndata: d\ntrainer: {lrr: 1}\n")
     with pytest.raises(ValueError, match="lrr"):
         compose([], file)
-    file.write_text("actor_config: {model: m}\n")
-    with pytest.raises(ValueError, match=r"actor_config is of ChatLLaMA; docs/migrating.md says"):
-        compose([], file)
     file.write_text("just text")
     with pytest.raises(ValueError, match="a mapping of keys to values"):
         compose([], file)
