@@ -14,6 +14,7 @@ from common.devices import choose_device
 from training.allocator import keep_freed_memory
 from training.arguments import evaluates, training_arguments
 from training.checkpoints import export_model
+from training.data.mixture import check_is_here
 from training.processes import first_of_all, is_first, join, main_first, num_processes, others_needed, rank
 from training.record import Record, plain
 from training.run_directory import RunDirectory, open_run
@@ -68,6 +69,8 @@ def run_task(config: Config, task: Task) -> Path:
         raise ValueError(f"data.packing is not for method={config.method.name}; set data.packing=false")
     if _pipelined(config) and not task.cuts:
         raise ValueError(f"distributed=pipeline is not for method={config.method.name}; leave it out")
+    for mixture in filter(None, (config.data.train, config.data.eval)):
+        check_is_here(mixture)  # before a model is loaded
     device = choose_device(config.model.device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -241,6 +241,13 @@ def test_what_a_run_that_was_killed_at_its_beginning_leaves_is_no_hindrance(run:
     assert json.loads((directory / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.parametrize("key", ["data", "data.eval"])
+def test_data_that_is_not_there_is_told_before_a_model_is_looked_for(run: Run, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=r"missing\.jsonl: no such file or folder"):
+        run("r", f"{key}={tmp_path / 'missing.jsonl'}", f"model={tmp_path / 'missing-model'}")
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_folder_of_something_else_is_not_touched(run: Run, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.txt").write_text("years of work")

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from training.data.sources import find_files
+
 _WEIGHT = re.compile(r"(?P<location>.+):\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
 _HOST_ALONE = re.compile(r"https?://(\[[^\]/]*\]|[^/:]+)", re.IGNORECASE)  # what follows a colon is then a port
 
@@ -33,6 +35,13 @@ class Source:
                 f"the weight of '{self.location}' is {self.weight:g}; a weight is above 0, and what shall not be "
                 "trained on is left out"
             )
+
+
+def check_is_here(mixture: Any) -> None:
+    """ValueError for files of a mixture, as `parse_mixture` takes it, that should be on this machine and are not."""
+    for source in parse_mixture(mixture):
+        if "://" not in source.location:
+            find_files(source.location)
 
 
 def parse_mixture(
