@@ -18,7 +18,7 @@ from retrieval.commands.options import (
     json_option,
 )
 from retrieval.commands.progress import progress_bar
-from retrieval.confidence.questions import read_labelled
+from retrieval.confidence.questions import Labelled, read_labelled
 from retrieval.encoders import DEFAULT_ENCODER, open_encoder
 from retrieval.index.manifest import IndexSettings, read_manifest
 from retrieval.index.store import check_target
@@ -39,7 +39,11 @@ from retrieval.writing.building import build_index
 @click.command("tune")
 @click.argument("paths", nargs=-1)
 @index_option
-@click.option("--questions", type=click.Path(path_type=Path), help="JSON Lines of your own, instead of made ones.")
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    help="JSON Lines of your own, or questions.jsonl of tools/make_qa.py, instead of made ones.",
+)
 @click.option("--windows", default="2,3,5", show_default=True, help="With PATHS: sentences in a passage to try.")
 @encoder_option
 @false_refusals_option
@@ -60,7 +64,7 @@ def tune_command(
     With PATHS an index is built with each of several passage lengths, and DIR with the best one; without, the ranking
     of DIR is tuned as it is. Either way the floor is fitted anew.
     """
-    labelled = read_labelled(questions) if questions else []
+    labelled = _own_questions(questions) if questions else []
     numbers = _numbers(windows)
     tried: list[tuple[int, float]] = []
     if paths:
@@ -89,6 +93,17 @@ def tune_command(
     click.echo(
         f"floor {tuned.manifest.floor:.2f}" + (f", {calibration}" if calibration else ": too few questions to fit")
     )
+
+
+def _own_questions(file: Path) -> list[Labelled]:
+    """Those of a file that are not kept to measure with."""
+    found = read_labelled(file)
+    kept = [each for each in found if not each.for_test]
+    if not kept:
+        raise ValueError(f"{file}: all {len(found)} questions are of a test (split); give others")
+    if len(kept) < len(found):
+        click.echo(f"{file}: {len(found) - len(kept):,} questions of a test (split) are left out", err=True)
+    return kept
 
 
 @click.command("evaluate")

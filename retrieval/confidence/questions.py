@@ -31,6 +31,7 @@ COMMON = 0.25  # of the passages: a word in more of them is taken for a function
 MAX_POOL = 200  # passages whose words serve for the exchange
 LANGUAGE = "english"
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
+_GOLD = ("passages", "passage", "documents", "document", "source")
 _ASKING = ("what is", "who", "when did", "where is", "how many", "which", "what")
 
 
@@ -50,11 +51,12 @@ class Question:
 @dataclass(frozen=True)
 class Labelled:
     """A question of the user's own. `gold`: ids or sources of what answers it, as far as the user gave them; holding
-    these out makes an unanswerable question of it."""
+    these out makes an unanswerable question of it. `for_test`: it is kept to measure with."""
 
     text: str
     answerable: bool
     gold: tuple[str, ...] = ()
+    for_test: bool = False
 
 
 def make_questions(passages: Sequence[Passage], num: int, seed: int = 0, language: str = LANGUAGE) -> list[Question]:
@@ -89,7 +91,8 @@ def is_held_out(question: Question, text: str, cosine: float) -> bool:
 
 def read_labelled(path: str | Path) -> list[Labelled]:
     """The user's questions: JSON Lines with "question" and either "answerable" (true or false) or what answers it:
-    "passages" or "documents" (lists of ids) or "source" (a path), null or empty for nothing.
+    "passages" or "documents" (lists of ids; "passage" or "document", one) or "source" (a path), null or empty for
+    nothing. "split": "test" says that it is kept to measure with, as tools/make_qa.py writes it.
 
     Raises ValueError, naming the line, for anything else.
     """
@@ -116,16 +119,16 @@ def _labelled(line: str, where: str) -> Labelled:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f'{where}: needs "question", a text')
     gold: list[str] = []
-    for key in ("passages", "documents", "source"):
+    for key in _GOLD:
         value = record.get(key)
         values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         if (value is not None and not isinstance(value, str | list)) or not all(isinstance(i, str) for i in values):
             raise ValueError(f'{where}: "{key}" must be a text or a list of texts')
         gold.extend(values)
     answerable = record.get("answerable", bool(gold))
-    if not isinstance(answerable, bool) or not {"answerable", "passages", "documents", "source"} & set(record):
+    if not isinstance(answerable, bool) or not {"answerable", *_GOLD} & set(record):
         raise ValueError(f'{where}: needs "answerable" (true or false), or "passages", "documents" or "source"')
-    return Labelled(text, answerable, tuple(gold) if answerable else ())
+    return Labelled(text, answerable, tuple(gold) if answerable else (), record.get("split") == "test")
 
 
 class _Words:

@@ -130,6 +130,8 @@ def test_the_forms_of_a_question(tmp_path: Path) -> None:
         {"question": "d?", "documents": ["x"], "answerable": True},
         {"question": "e?", "passages": []},
         {"question": "f?", "source": "x", "answerable": False},
+        {"question": "g?", "document": "x", "passage": "x#1", "split": "train"},
+        {"question": "h?", "document": "x", "passage": "x#1", "split": "test"},
     ]
     path = tmp_path / "questions.jsonl"
     path.write_text("\n\n".join(json.dumps(row) for row in rows))
@@ -140,6 +142,8 @@ def test_the_forms_of_a_question(tmp_path: Path) -> None:
         Labelled("d?", True, ("x",)),
         Labelled("e?", False),
         Labelled("f?", False),
+        Labelled("g?", True, ("x#1", "x")),
+        Labelled("h?", True, ("x#1", "x"), for_test=True),
     ]
 
 

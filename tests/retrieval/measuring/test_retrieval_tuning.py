@@ -295,6 +295,19 @@ def test_tune_reads_questions_and_answers_in_json(codes: Path, corpus_words: lis
     assert content["floor"] == read_manifest(codes).floor > 0
 
 
+def test_questions_that_are_kept_for_a_test_tune_nothing(codes: Path, corpus_words: list[list[str]]) -> None:
+    rows = [{"question": each.text, "passage": each.gold[0]} for each in by_code(corpus_words)]
+    file = codes.parent / "q.jsonl"
+    file.write_text("\n".join(json.dumps(row | {"split": "train" if i % 4 else "test"}) for i, row in enumerate(rows)))
+    result = run("tune", "--index", codes, "--questions", file)
+    assert result.stderr == f"{file}: 10 questions of a test (split) are left out\n"
+    assert result.stdout.startswith("30 questions, MRR@10")
+    file.write_text("\n".join(json.dumps(row | {"split": "test"}) for row in rows))
+    refused = run("tune", "--index", codes, "--questions", file)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "all 40 questions are of a test (split); give others" in refused.stderr
+
+
 def test_a_few_questions_tune_the_ranking_and_made_ones_fit_the_floor(calibrated: Path, tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": "when was castle number4 built", "source": "doc04.txt"}')
     result = run("tune", "--index", calibrated, "--questions", tmp_path / "q.jsonl")
