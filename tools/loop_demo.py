@@ -2,10 +2,10 @@
 
 Run: python tools/loop_demo.py    (or: make loop-demo)
 
-Builds an index of docs/sample, makes test and training rows of the questions in tools/improving/sample/, trains on them
-and on a sample feedback log, and measures the old and the new model on the questions held out. What is promoted is so
-in a home of the demonstration's own, `WORK/home`: your bot stays as it is. The same command again goes on, or shows the
-table; delete WORK to begin anew.
+Builds an index of docs/sample, makes test and training rows of the questions in tools/improving/sample/, fits the
+index's floor to those for training, trains on them and on a sample feedback log, and measures the old and the new model
+on the questions held out. What is promoted is so in a home of the demonstration's own, `WORK/home`: your bot stays as
+it is. The same command again goes on, or shows the table; delete WORK to begin anew.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ def cli(work: Path) -> None:
     _make_home(work / "home")
     began = time.monotonic()
     index, questions = work / "index", work / "questions"
-    if not (index / "manifest.json").is_file():
+    if not (ready := work / "ready").is_file():
         _run(work, "-m", "retrieval", "build", "docs/sample", "--index", index)
-    given = ("--questions", SAMPLE / "questions.jsonl", "--test-share", 0.35, "--without-gold", 0.1)
-    _run(work, "tools/make_qa.py", index, "--out", questions, *given, quiet=True)
+        given = ("--questions", SAMPLE / "questions.jsonl", "--test-share", 0.35, "--without-gold", 0.1)
+        _run(work, "tools/make_qa.py", index, "--out", questions, *given, quiet=True)
+        _run(work, "-m", "retrieval", "tune", "--index", index, "--questions", questions / "questions.jsonl")
+        ready.touch()
     learned = ("--feedback", SAMPLE / "feedback.jsonl", "--questions", questions)
     bot = ("--index", index, "--max-tokens", 64, "--no-moderation")
     code = _run(work, "tools/improve.py", *bot, *learned, "--work", work / "improve", *TRAINING)
