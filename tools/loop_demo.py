@@ -47,7 +47,7 @@ def cli(work: Path) -> None:
     index, questions = work / "index", work / "questions"
     if not (ready := work / "ready").is_file():
         _run(work, "-m", "retrieval", "build", "docs/sample", "--index", index)
-        given = ("--questions", SAMPLE / "questions.jsonl", "--test-share", 0.35, "--without-gold", 0.1)
+        given = ("--questions", SAMPLE / "questions.jsonl", "--test-share", 0.35)
         _run(work, "tools/make_qa.py", index, "--out", questions, *given, quiet=True)
         _run(work, "-m", "retrieval", "tune", "--index", index, "--questions", questions / "questions.jsonl")
         ready.touch()

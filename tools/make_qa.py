@@ -44,7 +44,7 @@ _K = KNOWN_MODELS[DEFAULT_MODEL].num_passages
 @click.option("--questions", type=FILE, help="Your own: JSON Lines of `question` and `answer`.")
 @click.option("--test-share", type=click.FloatRange(0, 1), default=0.3, help="Of the questions, held out for the test.")
 @click.option("--unanswerable", type=click.FloatRange(0, 1), default=0.25, help="Of the test, made unanswerable.")
-@click.option("--without-gold", type=click.FloatRange(0, 0.5), default=0.25, help="Of the training rows, unanswerable.")
+@click.option("--without-gold", type=click.FloatRange(0, 0.5), default=0.1, help="Of the training rows, unanswerable.")
 @click.option("--k", type=click.IntRange(min=1), default=_K, help="Passages that a training prompt shows: the bot's k.")
 @click.option("--order", type=click.Choice(("random", "found")), default="random", help="Of the passages shown.")
 @click.option(
