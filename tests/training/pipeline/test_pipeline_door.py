@@ -176,6 +176,10 @@ def test_encoder_decoders_are_refused(tmp_path, tiny_chat_model):
 
     AutoTokenizer.from_pretrained(tiny_chat_model).save_pretrained(tmp_path)
     T5Config(vocab_size=400).save_pretrained(tmp_path)
-    config = compose([f"model={tmp_path}", "method=sft", "data=d", "distributed=pipeline", "distributed.stages=1"])
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"prompt": "Hi", "response": "Hello."}\n')
+    config = compose(
+        [f"model={tmp_path}", "method=sft", f"data={data}", "distributed=pipeline", "distributed.stages=1"]
+    )
     with pytest.raises(ValueError, match="encoder and a decoder is not cut"):
         method_run("sft")(config)
