@@ -43,7 +43,7 @@ def run(config: Config) -> Path:
 def stage_configs(config: Config) -> dict[str, Config]:
     """Name of a stage -> its configuration, all checked before the first one runs. Raises ValueError where one is wrong
     or lacks data."""
-    from common.files import expand, home
+    from training.run_directory import directory_of
 
     settings: Settings = config.method
     for name in (*settings.stages, *settings.settings):
@@ -53,8 +53,7 @@ def stage_configs(config: Config) -> dict[str, Config]:
         raise ValueError(f"method.stages is empty; name some of: {', '.join(FILES)}")
     if config.data.eval:
         raise ValueError("data.eval is one stage's: say method.settings.sft.data.eval=..., or data.eval_fraction")
-    output = config.trainer.output
-    folder = expand(output) if output else home() / "runs" / f"pipeline_all-{Path(config.model.name).name}"
+    folder = directory_of(config)
     return {stage: _stage_config(config, folder, stage) for stage in FILES if stage in settings.stages}
 
 

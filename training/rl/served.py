@@ -70,9 +70,10 @@ class Server:
         place = self._folder / name
         shutil.rmtree(place, ignore_errors=True)
         made.rename(place)
-        if name not in self._models():
+        known = self._models()
+        if name not in known:
             self._service.ask("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(place)})
-        if self._adapter in self._models():
+        if self._adapter in known:
             self._service.ask("/v1/unload_lora_adapter", {"lora_name": self._adapter})
         for other in self._folder.iterdir():
             if other != place:

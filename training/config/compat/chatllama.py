@@ -106,15 +106,15 @@ def translated(
         if not stages[stage].get("data.train"):
             name = "trainer_config.examples_path" if stage == "ppo" else "train_dataset_path"
             raise ValueError(f"{path}: {name} of the stage {stage} is missing; name its data")
-    ours = [f"method=pipeline_all method.stages=[{','.join(STAGES[kind])}]".split()]
-    ours += [[f"{key}={value}"] for key, value in _run(actor_config, stages[STAGES[kind][0]]).items()]
+    ours = ["method=pipeline_all", f"method.stages=[{','.join(STAGES[kind])}]"]
+    ours += [f"{key}={value}" for key, value in _run(actor_config, stages[STAGES[kind][0]]).items()]
     for stage in STAGES[kind]:
-        ours.append([f"method.settings.{stage}.{key}={_typed(value)}" for key, value in stages[stage].items()])
+        ours += [f"method.settings.{stage}.{key}={_typed(value)}" for key, value in stages[stage].items()]
     left_out = {key for section in sections.values() for key in section if key in _NEEDLESS}
     if sections["critic_config"]:
         left_out.add("critic_config")
     reasons = _NEEDLESS | {"critic_config": "the value head is one layer on the actor's own states"}
-    return [each for part in ours for each in part], [f"{key} ({reasons[key]})" for key in sorted(left_out)]
+    return ours, [f"{key} ({reasons[key]})" for key in sorted(left_out)]
 
 
 def _sections(path: Path) -> dict[str, dict[str, Any]]:
